@@ -1,0 +1,3 @@
+"""nmoe: networked mixture of experts for the edge."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Core: the nouns every other part shares. Errors, seeds, files and bundles."""

@@ -1,0 +1,29 @@
+"""The error tree: what the world can do to us.
+
+A caller's mistake is a plain ``ValueError``; everything here is the world's failure. The command line turns both into one line and exit
+code 2 (``ValueError``, ``BadFile``) or 1 (the rest).
+"""
+
+
+class NmoeError(Exception):
+    """Any failure of the world that nmoe names: files, networks, other processes."""
+
+
+class BadFile(NmoeError):
+    """A file that is missing, damaged, or not what its name promises."""
+
+
+class BundleError(BadFile):
+    """A bundle whose card, hashes, sizes or shapes do not hold together."""
+
+
+class EngineError(NmoeError):
+    """A federated engine that could not start or carry messages."""
+
+
+class MeshError(NmoeError):
+    """A mesh that did not come up, or a node that cannot be reached."""
+
+
+class MessageError(NmoeError):
+    """Bytes on the wire that are not a message of a known version."""

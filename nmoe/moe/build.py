@@ -1,0 +1,89 @@
+"""From a bundle to modules and back: the one place where a kind named on disk becomes a class.
+
+A module is rebuilt from its ``ModelSpec`` and its tensors; names and shapes must match exactly.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from nmoe.core.bundle import Bundle, ModelSpec
+from nmoe.core.errors import BundleError
+from nmoe.moe.expert import Expert
+from nmoe.moe.extractor import ConvExtractor, Extractor, FixupResNet
+from nmoe.moe.gate import TopKGate
+from nmoe.moe.layer import Mix
+
+KINDS: dict[str, type[nn.Module]] = {
+    "conv": ConvExtractor,
+    "fixup_resnet": FixupResNet,
+    "mlp": Expert,
+    "top_k": TopKGate,
+}
+
+
+class NodeModel(NamedTuple):
+    """What one node runs: the shared extractor, its own expert and its gate, in evaluation mode."""
+
+    extractor: Extractor
+    expert: Expert
+    gate: TopKGate
+    mix: Mix
+
+
+def build(spec: ModelSpec, *, generator: torch.Generator) -> nn.Module:
+    """Make a module with fresh weights.
+
+    Args:
+        spec: kind and keyword arguments.
+        generator: draws the initial weights.
+
+    Raises:
+        ValueError: when the kind is unknown or the arguments do not fit it.
+    """
+    if spec.kind not in KINDS:
+        raise ValueError(f"module kind must be one of {', '.join(KINDS)}, got {spec.kind!r}")
+    make: Callable[..., nn.Module] = KINDS[spec.kind]
+    try:
+        return make(**spec.arguments, generator=generator)
+    except TypeError as error:
+        raise ValueError(f"arguments of {spec.kind!r} do not fit: {error}") from error
+
+
+def restore(spec: ModelSpec, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """Rebuild a module from its spec and tensors, frozen and in evaluation mode.
+
+    Raises:
+        ValueError: when a tensor is missing, unknown or of another shape.
+    """
+    module = build(spec, generator=torch.Generator())
+    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if wanted != given:
+        differing = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
+        first = differing[0]
+        raise ValueError(f"tensor {first!r} of {spec.kind!r}: shape {wanted.get(first)} wanted, {given.get(first)} found")
+    module.load_state_dict(dict(tensors))
+    return module.eval().requires_grad_(False)
+
+
+def node_model(bundle: Bundle) -> NodeModel:
+    """Build the modules of a verified bundle.
+
+    Raises:
+        BundleError: when a part is of the wrong family or its tensors do not fit its spec.
+    """
+    card, tensors = bundle.card, bundle.tensors
+    try:
+        extractor = restore(card.extractor, tensors["extractor"])
+        expert = restore(card.expert, tensors["expert"])
+        gate = restore(card.gate, tensors["gate"])
+    except ValueError as error:
+        raise BundleError(f"bundle of {card.node}: {error}") from error
+    if not (isinstance(extractor, Extractor) and isinstance(expert, Expert) and isinstance(gate, TopKGate)):
+        raise BundleError(f"bundle of {card.node}: its parts are not an extractor, an expert and a gate")
+    if gate.num_experts != len(card.experts) or expert.output.out_features != card.num_classes:
+        raise BundleError(f"bundle of {card.node}: gate or expert has another number of outputs than the card says")
+    return NodeModel(extractor=extractor, expert=expert, gate=gate, mix=Mix(card.mix))
