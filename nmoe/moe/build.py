@@ -3,7 +3,7 @@
 A module is rebuilt from its ``ModelSpec`` and its tensors; names and shapes must match exactly.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nmoe.core.bundle import Bundle, ModelSpec
 from nmoe.core.errors import BundleError
-from nmoe.moe.expert import Expert
+from nmoe.moe.expert import Expert, LinearHead
 from nmoe.moe.extractor import ConvExtractor, Extractor, FixupResNet
 from nmoe.moe.gate import TopKGate
 from nmoe.moe.layer import Mix
@@ -20,6 +20,7 @@ KINDS: dict[str, type[nn.Module]] = {
     "conv": ConvExtractor,
     "fixup_resnet": FixupResNet,
     "mlp": Expert,
+    "linear": LinearHead,
     "top_k": TopKGate,
 }
 
@@ -50,6 +51,22 @@ def build(spec: ModelSpec, *, generator: torch.Generator) -> nn.Module:
         return make(**spec.arguments, generator=generator)
     except TypeError as error:
         raise ValueError(f"arguments of {spec.kind!r} do not fit: {error}") from error
+
+
+def fresh_extractor(
+    spec: ModelSpec, *, pixel_mean: Sequence[float], pixel_std: Sequence[float], generator: torch.Generator
+) -> Extractor:
+    """Make an extractor with fresh weights and the given pixel constants, one per channel.
+
+    Raises:
+        ValueError: when the spec is not an extractor's.
+    """
+    extractor = build(spec, generator=generator)
+    if not isinstance(extractor, Extractor):
+        raise ValueError(f"an extractor is wanted, got kind {spec.kind!r}")
+    extractor.pixel_mean.copy_(torch.tensor(pixel_mean))
+    extractor.pixel_std.copy_(torch.tensor(pixel_std))
+    return extractor
 
 
 def restore(spec: ModelSpec, tensors: Mapping[str, Tensor]) -> nn.Module:

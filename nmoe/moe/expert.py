@@ -34,6 +34,26 @@ class Expert(nn.Module):
         return self.output(functional.relu(self.hidden(features)))  # type: ignore[no-any-return]  # nn.Module calls are untyped
 
 
+class LinearHead(nn.Module):
+    """One linear map from features to logits; the head that FedCE trains and drops.
+
+    Args:
+        feature_dim: numbers per feature vector.
+        num_classes: logits per sample.
+        generator: draws the initial weights.
+    """
+
+    def __init__(self, *, feature_dim: int, num_classes: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.output = nn.Linear(feature_dim, num_classes)
+        nn.init.kaiming_normal_(self.output.weight, nonlinearity="relu", generator=generator)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, features: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch class"]:
+        """Return the logits of each sample."""
+        return self.output(features)  # type: ignore[no-any-return]  # nn.Module calls are untyped
+
+
 class StackedExperts(nn.Module):
     """All experts executed together: two batched matrix products instead of 2 x experts small ones.
 
@@ -51,11 +71,10 @@ class StackedExperts(nn.Module):
         shapes = {tuple(expert.hidden.weight.shape) + tuple(expert.output.weight.shape) for expert in experts}
         if len(shapes) != 1:
             raise ValueError(f"experts to be stacked must have one shape, got {sorted(shapes)}")
-        stack = lambda layer, part: nn.Parameter(  # noqa: E731  # the one way all four tensors are stacked
-            torch.stack([getattr(getattr(expert, layer), part).detach() for expert in experts])
-        )
-        self.hidden_weight, self.hidden_bias = stack("hidden", "weight"), stack("hidden", "bias")
-        self.output_weight, self.output_bias = stack("output", "weight"), stack("output", "bias")
+        states = [expert.state_dict() for expert in experts]
+        stacked = {name: nn.Parameter(torch.stack([state[name] for state in states])) for name in states[0]}
+        self.hidden_weight, self.hidden_bias = stacked["hidden.weight"], stacked["hidden.bias"]
+        self.output_weight, self.output_bias = stacked["output.weight"], stacked["output.bias"]
 
     def forward(self, features: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch expert class"]:
         """Return every expert's logits for every sample."""

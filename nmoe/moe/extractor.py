@@ -4,8 +4,8 @@ Source: Fixup-ResNet-20 as in FedSC (Jing et al., ICML 2024, public code; Fixup 
 convolutional extractor is ours (spec of the project, own trial on digits).
 
 Departures: none of the two uses batch normalisation, as in the source: it couples samples, which would break the sensitivity analysis of the
-shared correlation matrices and makes averaging awkward. Pixels are normalised inside the extractor by two buffers, so that a bundle cannot
-be served with other constants than it was trained with.
+shared correlation matrices and makes averaging awkward. Pixels and features are standardised inside the extractor by constants (buffers), so
+that a bundle cannot be served with others than it was trained with; the features' are 0 and 1 until stage 2 measures them.
 """
 
 import math
@@ -15,6 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
+
+
+CONSTANTS = frozenset({"pixel_mean", "pixel_std", "feature_mean", "feature_std"})  # buffers: never trained, never averaged
 
 
 class Extractor(nn.Module, ABC):
@@ -33,11 +36,14 @@ class Extractor(nn.Module, ABC):
         self.feature_dim = feature_dim
         self.pixel_mean = nn.Buffer(torch.full((in_channels,), 0.5))
         self.pixel_std = nn.Buffer(torch.full((in_channels,), 0.5))
+        self.feature_mean = nn.Buffer(torch.zeros(feature_dim))
+        self.feature_std = nn.Buffer(torch.ones(feature_dim))
 
     def forward(self, images: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch dim"]:
         """Extract features from images with values in [0, 1]."""
         shape = (1, self.in_channels, 1, 1)
-        return self.embed((images - self.pixel_mean.view(shape)) / self.pixel_std.view(shape))
+        features = self.embed((images - self.pixel_mean.view(shape)) / self.pixel_std.view(shape))
+        return (features - self.feature_mean) / self.feature_std
 
     @abstractmethod
     def embed(self, pixels: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch dim"]:

@@ -1,0 +1,112 @@
+"""A small mesh's bundles, with random weights, and the reference every transport is tested against."""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from nmoe.core.bundle import Bundle, ModelSpec, Provenance, read_bundle, write_bundle
+from nmoe.core.seeds import torch_generator
+from nmoe.moe import Mixture, MixtureOutput, build, node_model
+
+IMAGE_SHAPE = (8, 8, 1)
+NUM_CLASSES = 10
+
+
+def write_mesh(
+    folder: Path, num_nodes: int, *, seed: int = 0, mix: str = "probabilities", k: int = 2, experts: tuple[str, ...] | None = None
+) -> list[Path]:
+    """Write the bundles of one mesh: one extractor, and an expert and a gate each."""
+    names = experts or tuple(f"node-{index}" for index in range(num_nodes))
+    specs = {
+        "extractor": ModelSpec(kind="conv", arguments={"in_channels": 1, "feature_dim": 128}),
+        "expert": ModelSpec(kind="mlp", arguments={"feature_dim": 128, "hidden_dim": 64, "num_classes": NUM_CLASSES}),
+        "gate": ModelSpec(kind="top_k", arguments={"feature_dim": 128, "num_experts": len(names), "trunk_dim": 0, "noisy": False}),
+    }
+    extractor = build(specs["extractor"], generator=torch_generator(seed, "extractor"))
+    for index in range(num_nodes):
+        expert = build(specs["expert"], generator=torch_generator(seed, "expert", index))
+        gate = build(specs["gate"], generator=torch_generator(seed, "gate", index))
+        generator = torch_generator(seed, "scores", index)
+        with torch.no_grad():
+            gate.output.weight.normal_(generator=generator)
+        write_bundle(
+            folder / names[index],
+            {"extractor": extractor.state_dict(), "expert": expert.state_dict(), "gate": gate.state_dict()},
+            node=names[index],
+            experts=names,
+            neighbours=tuple(name for name in names if name != names[index]),
+            classes_seen=(index % NUM_CLASSES,),
+            num_classes=NUM_CLASSES,
+            k=k,
+            mix=mix,
+            image_shape=IMAGE_SHAPE,
+            provenance=Provenance(recipe="test", seed=seed, data="none", git_revision="none"),
+            **specs,
+        )
+    return [folder / names[index] for index in range(num_nodes)]
+
+
+class Mesh(NamedTuple):
+    """Bundles of one mesh and what its nodes should answer."""
+
+    folders: list[Path]
+    bundles: list[Bundle]
+
+    def reference(self, node: int, images: Tensor, *, k: int, up: set[int] | None = None) -> MixtureOutput:
+        """What the mixture in one process answers with this node's gate and these nodes up."""
+        models = [node_model(bundle) for bundle in self.bundles]
+        own = models[node]
+        mixture = Mixture(extractor=own.extractor, experts=[model.expert for model in models], gate=own.gate, mix=own.mix)
+        mask = torch.tensor([up is None or index in up for index in range(len(models))])
+        with torch.no_grad():
+            return mixture(images.permute(0, 3, 1, 2) / 255, k=min(k, int(mask.sum())), mask=mask)
+
+
+@pytest.fixture(scope="session")
+def mesh(tmp_path_factory: pytest.TempPathFactory) -> Mesh:
+    """Four nodes."""
+    folders = write_mesh(tmp_path_factory.mktemp("mesh"), 4)
+    return Mesh(folders, [read_bundle(folder) for folder in folders])
+
+
+@pytest.fixture(scope="session")
+def images() -> Tensor:
+    """Forty random images."""
+    return torch.randint(0, 256, (40, *IMAGE_SHAPE), dtype=torch.uint8, generator=torch_generator(0, "images"))
+
+
+@pytest.fixture(autouse=True)
+def no_thread_left() -> Iterator[None]:
+    """Whatever a test starts, it ends. Threads of zenoh's own (dummies to Python) are not ours."""
+    before = set(threading.enumerate())
+    yield
+    until_s = time.monotonic() + 2
+    left: list[threading.Thread] = []
+    while time.monotonic() < until_s:
+        left = [one for one in threading.enumerate() if one not in before and not one.name.startswith("Dummy")]
+        if not left:
+            return
+        time.sleep(0.01)
+    pytest.fail(f"threads left: {left}")
+
+
+def eventually(holds: Callable[[], bool], *, within_s: float = 5.0) -> None:
+    """Wait until something holds."""
+    until_s = time.monotonic() + within_s
+    while not holds():
+        assert time.monotonic() < until_s, "it never came true"
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Torch with one thread, as in a node."""
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
