@@ -18,8 +18,9 @@ from nmoe.data.base import ImageDataset, TrainTest
 from nmoe.data.holdout import hold_out_fifth
 
 _KEYS = ("images", "dct", "step", "labels", "label_names")
-# What zipfile, the decompressors and numpy raise on damaged bytes; RuntimeError is an encrypted member, MemoryError an absurd header.
-_DAMAGE = (OSError, EOFError, ValueError, KeyError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+# What zipfile, the decompressors and numpy raise on damaged bytes: RuntimeError is an encrypted member, MemoryError an absurd header,
+# TypeError one array under an archive's name.
+_DAMAGE = (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -39,10 +40,15 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     if not zipfile.is_zipfile(path):
         raise BadFile(f"{path} is not a whole .npz archive (np.savez writes one)")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {key: archive[key] for key in _KEYS if key in archive}
+        # numpy leaves a file that it opened itself open when the archive's directory is damaged
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            arrays = {key: archive[key] for key in _KEYS if key in archive}
     except _DAMAGE as error:
         raise BadFile(f"cannot read {path}: {str(error) or type(error).__name__}".splitlines()[0]) from error
+    for key, array in arrays.items():
+        if not isinstance(array, np.ndarray):  # numpy hands a member that is not in its format out as bytes
+            raise BadFile(f"cannot read {path}: {key} is not a numpy array")
+    return arrays
 
 
 def _images(arrays: dict[str, np.ndarray]) -> np.ndarray:

@@ -98,5 +98,6 @@ def pooled_statistics(answers: Answers, *, dim: int) -> tuple[State, list[str]]:
     weights = (counts / counts.sum()).unsqueeze(1)
     mean = (torch.stack([update.tensors["mean"] for update in updates.values()]).double() * weights).sum(dim=0)
     square = (torch.stack([update.tensors["square"] for update in updates.values()]).double() * weights).sum(dim=0)
-    deviation = (square - mean.square()).clamp_min(1e-12).sqrt()
+    deviation = (square - mean.square()).clamp_min(0).sqrt()
+    deviation = deviation.where(deviation > 1e-4 * deviation.max(), 1.0)  # a feature that is always the same stays as it is
     return {"feature_mean": mean.float(), "feature_std": deviation.float()}, refused

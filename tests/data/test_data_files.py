@@ -6,6 +6,7 @@ import io
 import re
 import struct
 import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -133,12 +134,19 @@ class TestNpz:
         with pytest.raises(BadFile, match=r"^there is no file .*absent\.npz$"):
             load_npz(tmp_path / "absent.npz")
 
+    def test_members_that_are_not_arrays(self, tmp_path):
+        with zipfile.ZipFile(tmp_path / "bytes.npz", "w") as archive:
+            archive.writestr("images.npy", b"hello")
+            archive.writestr("labels.npy", b"hello")
+        with pytest.raises(BadFile, match=r"^cannot read .*bytes\.npz: images is not a numpy array$"):
+            load_npz(tmp_path / "bytes.npz")
+
     def test_pickled_objects_are_refused(self, tmp_path):
         np.savez(tmp_path / "objects.npz", **arrays(labels=np.array([{}] * 10, dtype=object)))
         with pytest.raises(BadFile, match=r"^cannot read .*objects\.npz: Object arrays cannot be loaded"):
             load_npz(tmp_path / "objects.npz")
 
-    @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(where=st.floats(0, 1, exclude_max=True), change=st.integers(0, 255), cut=st.booleans(), compress=st.booleans())
     def test_damage_is_one_line(self, tmp_path, where, change, cut, compress):
         buffer = io.BytesIO()

@@ -82,12 +82,12 @@ def make_results() -> Callable[..., dict[str, Any]]:
 Writer = Callable[..., Path]
 
 
-@pytest.fixture
-def write_run(tmp_path: Path) -> Writer:
-    """Return a function that writes a run folder; keyword arguments replace files or options."""
+@pytest.fixture(scope="session")
+def write_run(tmp_path_factory: pytest.TempPathFactory) -> Writer:
+    """Return a function that writes a new run folder named demo; keyword arguments change sizes and options."""
 
     def write(*, served: bool = True, nodes: int = 10, classes: int = 10, config: dict[str, Any] | None = None) -> Path:
-        folder = tmp_path / "demo"
+        folder = tmp_path_factory.mktemp("runs") / "demo"
         folder.mkdir()
         options = {"command": "nmoe demo --seed 7", "data": "digits", "seed": 7, "dp_epsilon": None, "gate": "fedgate"}
         (folder / "config.json").write_text(json.dumps(options | (config or {})))

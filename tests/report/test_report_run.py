@@ -16,12 +16,14 @@ def test_whole_folder(write_run):
     assert run.name == "demo"
     assert len(run.rounds) == 12 + 1 + 5 + 24
     assert run.results.accuracy["nmoe"].overall == 0.958
-    assert run.serving is not None and len(run.serving.asked) == 10
+    assert run.serving is not None
+    assert len(run.serving.asked) == 10
 
 
 def test_training_only(write_run):
     run = read_run(write_run(served=False))
-    assert run.serving is None and run.results.serving is None
+    assert run.serving is None
+    assert run.results.serving is None
     assert run.results.communication.infer_bytes_per_sample is None
 
 
@@ -34,7 +36,8 @@ def refuse(folder: Path, name: str) -> str:
     with pytest.raises(BadFile) as caught:
         read_run(folder)
     message = str(caught.value)
-    assert name in message and "\n" not in message
+    assert name in message
+    assert "\n" not in message
     return message
 
 

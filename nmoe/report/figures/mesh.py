@@ -91,6 +91,7 @@ def _arrow(axes: Axes, origin: Circle, expert: Circle, width_pt: float) -> None:
         color=SLATE,
         zorder=2,
     )
+    arrow.set_in_layout(False)  # its ends are within the circles', and clipping it is the slowest part of the drawing
     axes.add_patch(arrow)
 
 

@@ -1,0 +1,65 @@
+"""Bundles: the last stage; every node receives the final gate and writes what it will serve.
+
+A bundle holds the frozen extractor, the node's own expert and its gate. In a simulation the folders lie side by side in the run; on real machines
+each node writes to its own disk, and its expert never leaves it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from nmoe.core.bundle import Provenance, write_bundle
+from nmoe.federate.base import Call, Exchange, Node, Report, Stage, State, accept, node_name
+from nmoe.federate.gates import Gates
+from nmoe.federate.payload import Payload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteBundles(Stage):
+    """Write one bundle per node.
+
+    Attributes:
+        name: the stage's name.
+        gates: the stage that trained the gates.
+        image_shape: height, width, channels of an image.
+        num_classes: classes the experts tell apart.
+        provenance: recipe, seed, data and revision.
+        rounds: always 1.
+    """
+
+    name: str
+    gates: Gates
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    provenance: Provenance
+    rounds: int = 1
+
+    def start(self, previous: Mapping[str, State]) -> State:
+        return previous[self.gates.name]
+
+    def round(self, state: State, call: Callable[[str], Call], exchange: Exchange) -> tuple[State, Report]:
+        answers = exchange.ask(call("write"), dict.fromkeys(exchange.nodes, Payload(state)))
+        _, refused = accept(answers, {})
+        return state, Report({}, refused)
+
+    def answer(self, call: Call, request: Payload, node: Node) -> Payload:
+        if node.bundle_folder is None:
+            return Payload(written=False)
+        gates = self.gates
+        extractor = node.recall("extractor", call)
+        card = write_bundle(
+            node.bundle_folder,
+            {"extractor": extractor, "expert": node.recall("expert", call), "gate": gates.personal_gate(request.tensors, node, call)},
+            node=node.name,
+            experts=tuple(node_name(number) for number in range(len(gates.neighbours))),
+            neighbours=tuple(node_name(number) for number in gates.neighbours[node.number]),
+            classes_seen=tuple(int(label) for label in node.labels().unique()),
+            num_classes=self.num_classes,
+            k=gates.k,
+            mix=gates.mix.value,
+            image_shape=self.image_shape,
+            extractor=gates.extractor,
+            expert=gates.expert,
+            gate=gates.gate,
+            provenance=self.provenance,
+        )
+        return Payload(written=True, fingerprint=card.extractor_fingerprint)
