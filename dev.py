@@ -1,7 +1,8 @@
 """Set-up: make the virtual environment ``.venv`` beside this file and install nmoe into it.
 
 ``python3 dev.py setup [--extra dev]``, from any folder; the Makefile calls it before everything else. Standard library only. When nothing
-has changed since the last time (a stamp in ``.venv`` tells) it ends at once; when the last time was cut short, it starts from nothing.
+has changed since the last time (a stamp in ``.venv`` tells) it ends at once; when the last time was cut short, it starts from nothing. What
+pip says goes to ``.venv/install.log``.
 
 NMOE_TORCH_INDEX, if set, is an extra wheel index for PyTorch alone, such as PyTorch's CPU wheel index: without it pip on Linux installs
 the much larger CUDA build.
@@ -75,7 +76,7 @@ def pinned(name: str) -> str:
 def last_words(start: int) -> str:
     """Return the line of the log after byte ``start`` that best says what went wrong: pip's last ERROR, else the last line."""
     lines = [line.strip() for line in LOG.read_bytes()[start:].decode("utf-8", "replace").splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("ERROR")]
+    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR")]
     return (errors or lines or ["no output"])[-1]
 
 
@@ -99,6 +100,8 @@ def run(title: str, command: "list[str]", environment: "dict[str, str] | None" =
                     print(f"\r  {title} ... {time.monotonic() - began:.0f} s", end="", file=sys.stderr, flush=True)
                 time.sleep(0.2)
     print(f"{chr(13) if shown else ''}  {title}: {time.monotonic() - began:.0f} s     ", file=sys.stderr, flush=True)
+    if step.returncode > 0:  # pip ended in order, not by a signal: what it had installed is whole, and the next call goes on from there
+        UNFINISHED.unlink(missing_ok=True)
     if step.returncode != 0:
         raise SetupError(f"{title} failed: {last_words(start)} (all of it in {LOG})")
 
@@ -121,7 +124,7 @@ def make_venv() -> None:
 
 
 def usable() -> bool:
-    """Say whether the Python in ``.venv`` runs, is of this series, and its pip is meant for this very folder."""
+    """Say whether the Python in ``.venv`` runs, is of this series, and has a pip made for this very folder."""
     report = "import sys, pip; print(*sys.version_info[:2], sys.prefix)"
     try:
         answer = subprocess.run([str(PYTHON), "-I", "-c", report], capture_output=True, text=True, check=False)
@@ -129,8 +132,8 @@ def usable() -> bool:
         return False
     if answer.stdout.strip() != f"{sys.version_info.major} {sys.version_info.minor} {VENV}":
         return False
-    scripts = (VENV / "bin" / "pip").read_text("utf-8", "replace") if (VENV / "bin" / "pip").exists() else ""
-    return str(VENV) in scripts  # a folder that was moved still names its old place
+    pip = VENV / "bin" / "pip"
+    return pip.exists() and str(VENV) in pip.read_text("utf-8", "replace")  # after a move it still names the old place
 
 
 def install(extras: "set[str]") -> None:

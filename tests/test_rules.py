@@ -65,6 +65,27 @@ def imported(tree: ast.Module) -> set[str]:
     return names
 
 
+def class_table() -> dict[str, ast.ClassDef]:
+    """Return every class of nmoe by its name."""
+    return {node.name: node for path in SOURCES for node in ast.walk(syntax(path)) if isinstance(node, ast.ClassDef)}
+
+
+def methods(node: ast.ClassDef) -> dict[str, str | None]:
+    """Return the public methods of a class and their docstrings."""
+    functions = [line for line in node.body if isinstance(line, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return {function.name: ast.get_docstring(function) for function in functions if not function.name.startswith("_")}
+
+
+def inherited(node: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> set[str]:
+    """Return the names of the documented public methods of a class's bases, as far as they are nmoe's."""
+    names = set()
+    for base in node.bases:
+        name = dotted(base.value if isinstance(base, ast.Subscript) else base).split(".")[-1]
+        if name in classes and name != node.name:
+            names |= {method for method, docstring in methods(classes[name]).items() if docstring} | inherited(classes[name], classes)
+    return names
+
+
 def swallows(handler: ast.ExceptHandler) -> bool:
     """Say whether a handler catches everything and does nothing with it."""
     if handler.type is None:
@@ -100,6 +121,17 @@ def test_folders_of_tests_and_of_nmoe_mirror_each_other():
 @each_source
 def test_file_opens_by_saying_what_it_is(path):
     assert ast.get_docstring(syntax(path))
+
+
+def test_public_methods_say_what_they_do_or_their_abstract_method_does():
+    classes = class_table()
+    silent = []
+    for path in SOURCES:
+        for node in ast.walk(syntax(path)):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                known = inherited(node, classes)
+                silent += [f"{path.name}:{node.name}.{name}" for name, doc in methods(node).items() if not doc and name not in known]
+    assert silent == []
 
 
 @each_source

@@ -166,11 +166,12 @@ class Stage(ABC):
         """Return the server's state before round 0, given the final states of earlier stages by name."""
 
     @abstractmethod
-    def round(self, state: State, call: Callable[[str], Call], exchange: Exchange) -> tuple[State, Report]:
+    def round(self, state: State, number: int, call: Callable[[str], Call], exchange: Exchange) -> tuple[State, Report]:
         """Run one round on the server.
 
         Args:
             state: the state after the round before; not changed in place.
+            number: the round, from 0.
             call: makes the address of an action of this round.
             exchange: reaches the nodes.
 

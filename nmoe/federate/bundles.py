@@ -36,7 +36,7 @@ class WriteBundles(Stage):
     def start(self, previous: Mapping[str, State]) -> State:
         return previous[self.gates.name]
 
-    def round(self, state: State, call: Callable[[str], Call], exchange: Exchange) -> tuple[State, Report]:
+    def round(self, state: State, number: int, call: Callable[[str], Call], exchange: Exchange) -> tuple[State, Report]:
         answers = exchange.ask(call("write"), dict.fromkeys(exchange.nodes, Payload(state)))
         _, refused = accept(answers, {})
         return state, Report({}, refused)
@@ -45,12 +45,16 @@ class WriteBundles(Stage):
         if node.bundle_folder is None:
             return Payload(written=False)
         gates = self.gates
-        extractor = node.recall("extractor", call)
+        own_gate = node.memory.read("gate", before=call.clock) or {}
         card = write_bundle(
             node.bundle_folder,
-            {"extractor": extractor, "expert": node.recall("expert", call), "gate": gates.personal_gate(request.tensors, node, call)},
+            {
+                "extractor": node.recall("extractor", call),
+                "expert": node.recall("expert", call),
+                "gate": gates.personal_gate(request.tensors, own_gate),
+            },
             node=node.name,
-            experts=tuple(node_name(number) for number in range(len(gates.neighbours))),
+            experts=tuple(node_name(number) for number in range(gates.num_nodes)),
             neighbours=tuple(node_name(number) for number in gates.neighbours[node.number]),
             classes_seen=tuple(int(label) for label in node.labels().unique()),
             num_classes=self.num_classes,

@@ -45,10 +45,10 @@ class LocalExperts(Stage):
     def start(self, previous: Mapping[str, State]) -> State:
         return select("extractor", previous[self.features_from])
 
-    def round(self, state: State, call: Callable[[str], Call], exchange: Exchange) -> tuple[State, Report]:
+    def round(self, state: State, number: int, call: Callable[[str], Call], exchange: Exchange) -> tuple[State, Report]:
         refused: list[str] = []
         constants: State = {}
-        if call("start").round == 0:
+        if number == 0:
             answers = exchange.ask(call("statistics"), dict.fromkeys(exchange.nodes, Payload(state)))
             constants, refused = pooled_statistics(answers, dim=state["feature_mean"].shape[0])
             state = state | constants

@@ -51,7 +51,7 @@ class FedAvg(Stage):
         extractor = fresh_extractor(self.extractor, pixel_mean=self.pixel_mean, pixel_std=self.pixel_std, generator=generator)
         return Classifier(extractor=extractor, head=build(self.head, generator=generator))
 
-    def round(self, state: State, call: Callable[[str], Call], exchange: Exchange) -> tuple[State, Report]:
+    def round(self, state: State, number: int, call: Callable[[str], Call], exchange: Exchange) -> tuple[State, Report]:
         request = Payload(state)
         answers = exchange.ask(call("train"), dict.fromkeys(exchange.nodes, request))
         updates, refused = accept(answers, trained(state))

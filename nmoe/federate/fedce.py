@@ -29,17 +29,19 @@ class FedCE(Stage):
 
     @property
     def name(self) -> str:  # type: ignore[override]  # the averaging's own
+        """The averaging's name."""
         return self.classifier.name
 
     @property
     def rounds(self) -> int:  # type: ignore[override]  # the averaging's own
+        """The averaging's number of rounds."""
         return self.classifier.rounds
 
     def start(self, previous: Mapping[str, State]) -> State:
         return self.classifier.start(previous)
 
-    def round(self, state: State, call: Callable[[str], Call], exchange: Exchange) -> tuple[State, Report]:
-        return self.classifier.round(state, call, exchange)
+    def round(self, state: State, number: int, call: Callable[[str], Call], exchange: Exchange) -> tuple[State, Report]:
+        return self.classifier.round(state, number, call, exchange)
 
     def answer(self, call: Call, request: Payload, node: Node) -> Payload:
         return self.classifier.answer(call, request, node)

@@ -11,10 +11,11 @@ ICML 2024 (arXiv 2405.03949), and its public code.
 | E | training.epochs | local epochs |
 | alpha_t | annealed_alpha | weight of the own negatives, 1 down to ``last_alpha`` |
 
-A round has two exchanges: "correlation" (weights down, matrix up) and "train" (external matrix down, weights up). Nodes outside the cohort keep their
+A round has two exchanges: "correlation" (weights down, matrix up) and "train" (external matrix down, weights up; the node kept the weights
+it received). Nodes outside the cohort keep their
 stale matrix on the server; in round 0 all take part. Weights are averaged uniformly, as in the code.
 
-Departures: the server subtracts a node's own matrix instead of the node (same bytes, and the node needs no state between two messages). Only
+Departures: the server subtracts a node's own matrix instead of the node (same bytes). Only
 the upper triangle travels: the loss sees nothing else. ``last_alpha`` should be 1/J for an unbiased end point (derived; the code keeps 0.2).
 """
 
@@ -39,7 +40,6 @@ from nmoe.learn import (
     ProjectionHead,
     annealed_alpha,
     clip,
-    correlation,
     correlation_sensitivity,
     cosine_scale,
     spectral_contrastive_loss,
@@ -106,17 +106,17 @@ class FedSC(Stage):
         order = torch.randperm(len(nodes), generator=torch_generator(self.seed, self.name, "cohort", round))
         return tuple(sorted(nodes[position] for position in order[:size].tolist()))
 
-    def round(self, state: State, call: Callable[[str], Call], exchange: Exchange) -> tuple[State, Report]:
+    def round(self, state: State, number: int, call: Callable[[str], Call], exchange: Exchange) -> tuple[State, Report]:
         weights = {name: tensor for name, tensor in state.items() if not name.startswith("matrix.")}
         matrices = select("matrix", state)
-        cohort = self.cohort(exchange.nodes, call("cohort").round)
+        cohort = self.cohort(exchange.nodes, number)
         size = self.embedding_dim * (self.embedding_dim + 1) // 2
 
         answers = exchange.ask(call("correlation"), dict.fromkeys(cohort, Payload(weights)))
         shared, refused = accept(answers, {"matrix": torch.zeros(size)})
         matrices |= {str(node): reply.tensors["matrix"] for node, reply in shared.items()}
 
-        requests = {node: Payload(weights | external(matrices, node, len(exchange.nodes))) for node in shared}
+        requests = {node: Payload(external(matrices, node, len(exchange.nodes))) for node in shared}
         answers = exchange.ask(call("train"), requests)
         updates, refused_updates = accept(answers, trained(weights))
         weights = merge([(1.0, update.tensors) for update in updates.values()], weights)
@@ -124,12 +124,13 @@ class FedSC(Stage):
 
     def answer(self, call: Call, request: Payload, node: Node) -> Payload:
         model = node.cached(f"{self.name} model", self.model)
-        tensors = dict(request.tensors)
-        packed = tensors.pop("external", None)
-        model.load_state_dict(tensors)
         generator = torch_generator(self.seed, self.name, call.action, call.round, node.number)
         if call.action == "correlation":
+            node.remember("received", request.tensors, call)
+            model.load_state_dict(request.tensors)
             return Payload({"matrix": pack(self._release(model, node, generator))})
+        model.load_state_dict(node.recall("received", call))
+        packed = request.tensors.get("external")
         return self._train(model, None if packed is None else unpack(packed, self.embedding_dim), call, node, generator)
 
     @torch.no_grad()
@@ -147,9 +148,7 @@ class FedSC(Stage):
         sigma = self.noise_multiplier * correlation_sensitivity(len(images), mu=self.mu)
         return GaussianMechanism(sigma=sigma).release(matrix, generator=generator)
 
-    def _train(
-        self, model: nn.Module, outside: Tensor | None, call: Call, node: Node, generator: torch.Generator
-    ) -> Payload:
+    def _train(self, model: nn.Module, outside: Tensor | None, call: Call, node: Node, generator: torch.Generator) -> Payload:
         model.train()
         images = node.images()
         alpha = annealed_alpha(call.round, self.rounds, last=self.last_alpha)

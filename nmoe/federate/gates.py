@@ -65,6 +65,11 @@ class Gates(Stage):
         if not 1 <= self.k <= reach:
             raise ValueError(f"k must be between 1 and {reach}, the experts a node can reach, got {self.k}")
 
+    @property
+    def num_nodes(self) -> int:
+        """Number of nodes, and of experts."""
+        return len(self.neighbours)
+
     def start(self, previous: Mapping[str, State]) -> State:
         return dict(self.fresh_gate().state_dict())
 
@@ -78,12 +83,11 @@ class Gates(Stage):
             raise ValueError(f"{type(sync).__name__} leaves nothing to synchronise: the gate has no hidden layer (trunk_dim is 0)")
         return gate
 
-    def round(self, state: State, call: Callable[[str], Call], exchange: Exchange) -> tuple[State, Report]:
-        first = call("round")
-        refused = self._gather_logits(call, exchange) if first.round == 0 else []
-        trainers = self.scheme.trainers(exchange.nodes, first.round, self.seed)
-        down = state if first.round == 0 else self._travelling(state, first.round - 1)
-        up = self._travelling(state, first.round)
+    def round(self, state: State, number: int, call: Callable[[str], Call], exchange: Exchange) -> tuple[State, Report]:
+        refused = self._gather_logits(call, exchange) if number == 0 else []
+        trainers = self.scheme.trainers(exchange.nodes, number, self.seed)
+        down = state if number == 0 else self._travelling(state, number - 1)
+        up = self._travelling(state, number)
         answers = exchange.ask(call("train"), dict.fromkeys(trainers, Payload(down)))
         updates, refused_updates = accept(answers, up)
         weights = {node: float(update.facts["samples"]) for node, update in updates.items()}  # type: ignore[arg-type]  # a number
@@ -110,7 +114,7 @@ class Gates(Stage):
 
     def mask(self, node: int) -> Bool[Tensor, " expert"]:
         """Return which experts a node can reach, its own included."""
-        mask = torch.zeros(len(self.neighbours), dtype=torch.bool)
+        mask = torch.zeros(self.num_nodes, dtype=torch.bool)
         mask[[node, *self.neighbours[node]]] = True
         return mask
 
@@ -126,7 +130,8 @@ class Gates(Stage):
             else:
                 refused.append(f"{node_name(node)}: features are {list(tensor.shape)} or not finite, wanted finite [sample, dim]")
         requests = {
-            node: Payload({str(origin): features[origin] for origin in features if node in self.neighbours[origin]}) for node in exchange.nodes
+            node: Payload({str(origin): features[origin] for origin in features if node in self.neighbours[origin]})
+            for node in exchange.nodes
         }
         answers = exchange.ask(call("logits"), requests)
         replies: dict[int, State] = {origin: {} for origin in features}
@@ -179,16 +184,15 @@ class Gates(Stage):
         """Return logits [sample, expert, class], zero where none came, and the mask of experts that answered."""
         kept = node.recall("logits", call)
         own = kept[str(node.number)]
-        logits = torch.zeros(own.shape[0], len(self.neighbours), own.shape[1])
-        mask = torch.zeros(len(self.neighbours), dtype=torch.bool)
+        logits = torch.zeros(own.shape[0], self.num_nodes, own.shape[1])
+        mask = torch.zeros(self.num_nodes, dtype=torch.bool)
         for name, tensor in kept.items():
             if tensor.shape == own.shape and torch.isfinite(tensor).all():
                 logits[:, int(name)] = tensor
                 mask[int(name)] = True
         return logits, mask
 
-    def personal_gate(self, shared: Mapping[str, Tensor], node: Node, call: Call) -> State:
-        """Return a node's gate: the shared tensors that travel, over what the node kept at home."""
-        own = node.memory.read("gate", before=call.clock) or {}
-        last = self._travelling(dict(shared), self.rounds - 1)
-        return dict(shared) | own | last
+    def personal_gate(self, shared: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> State:
+        """Return a node's gate: of the shared tensors those that travel, of the others what the node kept at home."""
+        travelling = self._travelling(dict(shared), self.rounds - 1)
+        return dict(shared) | dict(own) | travelling

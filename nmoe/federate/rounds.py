@@ -95,7 +95,7 @@ def run(stages: Sequence[Stage], exchange: Exchange, *, folder: Path | None = No
         for number in range(resume_round, stage.rounds):
             ticks = count(clock + 1)
             began, before = time.perf_counter(), exchange.sent_bytes
-            state, report = stage.round(state, partial(_call, stage.name, number, clock, ticks), exchange)
+            state, report = stage.round(state, number, partial(_call, stage.name, number, clock, ticks), exchange)
             clock = next(ticks)
             metrics = report.metrics | watcher.evaluate(stage, number, state)
             seconds = time.perf_counter() - began

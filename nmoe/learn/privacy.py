@@ -62,9 +62,7 @@ class PrivacyBudget:
         import dp_accounting
 
         return float(
-            dp_accounting.calibrate_dp_mechanism(
-                _accountant, lambda multiplier: _event(multiplier, releases), self.epsilon, self.delta
-            )
+            dp_accounting.calibrate_dp_mechanism(_accountant, lambda multiplier: _event(multiplier, releases), self.epsilon, self.delta)
         )
 
 

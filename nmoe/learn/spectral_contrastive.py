@@ -88,7 +88,7 @@ def spectral_contrastive_loss(
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be between 0 and 1, got {alpha}")
-    positives = -2 * (first * second).sum() / first.shape[0]
+    positives: Tensor = -2 * (first * second).sum() / first.shape[0]
     own = correlation(torch.cat((first, second)))
     if external is None:
         return positives + own.square().sum()

@@ -53,9 +53,7 @@ def build(spec: ModelSpec, *, generator: torch.Generator) -> nn.Module:
         raise ValueError(f"arguments of {spec.kind!r} do not fit: {error}") from error
 
 
-def fresh_extractor(
-    spec: ModelSpec, *, pixel_mean: Sequence[float], pixel_std: Sequence[float], generator: torch.Generator
-) -> Extractor:
+def fresh_extractor(spec: ModelSpec, *, pixel_mean: Sequence[float], pixel_std: Sequence[float], generator: torch.Generator) -> Extractor:
     """Make an extractor with fresh weights and the given pixel constants, one per channel.
 
     Raises:

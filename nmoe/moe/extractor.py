@@ -16,7 +16,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-
 CONSTANTS = frozenset({"pixel_mean", "pixel_std", "feature_mean", "feature_std"})  # buffers: never trained, never averaged
 
 
@@ -94,6 +93,7 @@ class FixupBlock(nn.Module):
         nn.init.zeros_(self.conv2.weight)
 
     def forward(self, inputs: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch out_channel out_height out_width"]:
+        """Return the block's output; height and width are divided by its stride."""
         shifted = inputs + self.bias1a
         hidden = functional.relu(self.conv1(shifted) + self.bias1b)
         hidden = self.conv2(hidden + self.bias2a) * self.scale + self.bias2b
@@ -133,7 +133,9 @@ class FixupResNet(Extractor):
                 out_width = 16 * widen * 2**stage
                 in_width = out_width // 2 if widens else out_width
                 blocks.append(
-                    FixupBlock(in_width=in_width, out_width=out_width, stride=2 if widens else 1, num_blocks=num_blocks, generator=generator)
+                    FixupBlock(
+                        in_width=in_width, out_width=out_width, stride=2 if widens else 1, num_blocks=num_blocks, generator=generator
+                    )
                 )
         self.blocks = nn.Sequential(*blocks)
 

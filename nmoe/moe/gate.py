@@ -117,9 +117,7 @@ def all_uniform(batch: int, *, mask: Bool[Tensor, " expert"]) -> Routing:
     return Routing(experts=reachable.expand(batch, -1), weights=torch.full((batch, len(reachable)), 1 / len(reachable)))
 
 
-def oracle(
-    logits: Float[Tensor, "batch expert class"], labels: Int[Tensor, " batch"], *, mask: Bool[Tensor, " expert"]
-) -> Routing:
+def oracle(logits: Float[Tensor, "batch expert class"], labels: Int[Tensor, " batch"], *, mask: Bool[Tensor, " expert"]) -> Routing:
     """Control: per sample the one reachable expert that gives the true label the highest probability."""
     truth = logits.softmax(dim=2).gather(2, labels.view(-1, 1, 1).expand(-1, logits.shape[1], 1)).squeeze(2)  # [batch, expert]
     return route(truth, k=1, mask=mask)

@@ -7,7 +7,7 @@ probabilities are our default (own trial on digits), logits a switch.
 """
 
 from collections.abc import Sequence
-from enum import Enum
+from enum import StrEnum
 from typing import NamedTuple
 
 from jaxtyping import Bool, Float
@@ -18,7 +18,7 @@ from nmoe.moe.extractor import Extractor
 from nmoe.moe.gate import Routing, TopKGate
 
 
-class Mix(str, Enum):
+class Mix(StrEnum):
     """What is averaged: each expert's probabilities, or its logits before one softmax."""
 
     PROBABILITIES = "probabilities"
@@ -32,10 +32,8 @@ class MixtureOutput(NamedTuple):
     routing: Routing
 
 
-def combine(
-    logits: Float[Tensor, "batch k class"], weights: Float[Tensor, "batch k"], *, mix: Mix
-) -> Float[Tensor, "batch class"]:
-    """Average the chosen experts' answers; weights must add up to 1 in each row.  # y' = sum_i G(h)_i H_i(h)
+def combine(logits: Float[Tensor, "batch k class"], weights: Float[Tensor, "batch k"], *, mix: Mix) -> Float[Tensor, "batch class"]:
+    """Average the chosen experts' answers; weights must add up to 1 in each row.
 
     Args:
         logits: answers of the chosen experts.
@@ -46,7 +44,7 @@ def combine(
         Class probabilities.
     """
     if mix is Mix.PROBABILITIES:
-        return (logits.softmax(dim=2) * weights.unsqueeze(2)).sum(dim=1)
+        return (logits.softmax(dim=2) * weights.unsqueeze(2)).sum(dim=1)  # y' = sum_i G(h)_i H_i(h)
     return (logits * weights.unsqueeze(2)).sum(dim=1).softmax(dim=1)
 
 
@@ -72,9 +70,7 @@ class Mixture(nn.Module):
         self.gate = gate
         self.mix = mix
 
-    def forward(
-        self, images: Float[Tensor, "batch channel height width"], *, k: int, mask: Bool[Tensor, " expert"]
-    ) -> MixtureOutput:
+    def forward(self, images: Float[Tensor, "batch channel height width"], *, k: int, mask: Bool[Tensor, " expert"]) -> MixtureOutput:
         """Answer a batch of images in [0, 1].
 
         Args:

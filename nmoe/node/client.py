@@ -52,7 +52,9 @@ class MeshClient:
                 missing = ", ".join(sorted(set(names) - self._alive))
                 raise MeshError(f"not in the mesh after {timeout_s:g} s: {missing}")
 
-    def infer(self, node: str, images: UInt8[Tensor, "batch height width channel"], *, deadline_s: float, k: int | None = None) -> InferReply:
+    def infer(
+        self, node: str, images: UInt8[Tensor, "batch height width channel"], *, deadline_s: float, k: int | None = None
+    ) -> InferReply:
         """Let a node classify images together with its peers.
 
         Args:
@@ -141,6 +143,4 @@ def connect(
         ValueError: when a name or endpoint is malformed or not allowed.
         MeshError: when the own endpoint cannot be listened on.
     """
-    return MeshClient(
-        ZenohTransport(mesh=mesh, name=None, fingerprint=fingerprint, listen=listen, seeds=seeds, insecure=insecure)
-    )
+    return MeshClient(ZenohTransport(mesh=mesh, name=None, fingerprint=fingerprint, listen=listen, seeds=seeds, insecure=insecure))

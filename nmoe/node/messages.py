@@ -1,7 +1,7 @@
 """Messages: the records nodes and clients exchange, and their bytes.
 
-Layout: ``NMOE``, version (1 byte), kind (1 byte), length of the header (4 bytes, little-endian), header (MessagePack array, its fields in the
-order of the record's ``_Header`` struct), then the tensors' raw little-endian bytes, one after the other. Nothing is ever unpickled.
+Layout: ``NMOE``, version (1 byte), kind (1 byte), length of the header (4 bytes, little-endian), header (MessagePack array, its fields in
+the order of the record's ``_Header`` struct), then the tensors' raw little-endian bytes, one after the other. Nothing is ever unpickled.
 ``decode`` either returns a record whose shapes and numbers hold together or raises ``MessageError`` with one line.
 
 Departure from a schema language: fields are positional, so a change of any header needs a new ``VERSION``; that is what the byte is for.
@@ -12,7 +12,7 @@ import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import Any, TypeVar
 
 import msgspec
@@ -33,10 +33,10 @@ MAX_REASON = 200  # characters
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 _PREFIX = struct.Struct("<4sBBI")
-_DTYPES = {"float32": (np.dtype("<f4"), torch.float32), "uint8": (np.dtype("u1"), torch.uint8), "int64": (np.dtype("<i8"), torch.int64)}
+_FLOAT32, _UINT8, _INT64 = np.dtype("<f4"), np.dtype("u1"), np.dtype("<i8")
 
 
-class RefusalCode(str, Enum):
+class RefusalCode(StrEnum):
     """Why a node did not do what it was asked."""
 
     BUSY = "busy"
@@ -189,10 +189,9 @@ class _Body:
         self.data = data
         self.offset = offset
 
-    def take(self, dtype: str, *shape: int) -> Tensor:
+    def take(self, kind: "np.dtype[Any]", *shape: int) -> Tensor:
         if not all(1 <= size <= limit for size, limit in zip(shape, (MAX_ROWS, MAX_WIDTH, MAX_WIDTH, MAX_WIDTH), strict=False)):
             raise MessageError(f"a tensor of shape {shape} is not one a message may carry")
-        kind = _DTYPES[dtype][0]
         count = math.prod(shape)
         end = self.offset + count * kind.itemsize
         if end > len(self.data):
@@ -331,7 +330,7 @@ def _read_expert_request(header: _ExpertRequestHeader, body: _Body) -> ExpertReq
     return ExpertRequest(
         request=_count(header.request, "request"),
         origin=_word(header.origin, "origin"),
-        features=body.take("float32", header.rows, header.dim),
+        features=body.take(_FLOAT32, header.rows, header.dim),
         deadline_s=_number(header.deadline_s, "deadline_s", 0, MAX_DEADLINE_S),
     )
 
@@ -339,12 +338,12 @@ def _read_expert_request(header: _ExpertRequestHeader, body: _Body) -> ExpertReq
 def _read_expert_reply(header: _ExpertReplyHeader, body: _Body) -> ExpertReply:
     return ExpertReply(
         request=_count(header.request, "request"),
-        logits=body.take("float32", header.rows, header.classes),
+        logits=body.take(_FLOAT32, header.rows, header.classes),
         compute_s=_number(header.compute_s, "compute_s", 0, MAX_DEADLINE_S),
     )
 
 
-def _read_refusal(header: _RefusalHeader, body: _Body) -> Refusal:
+def _read_refusal(header: _RefusalHeader, _: _Body) -> Refusal:
     if len(header.reason) > MAX_REASON or header.reason != " ".join(header.reason.split()):
         raise MessageError(f"a refusal's reason is one line of at most {MAX_REASON} characters")
     return Refusal(request=_count(header.request, "request"), code=header.code, reason=header.reason)
@@ -354,26 +353,26 @@ def _read_infer_request(header: _InferRequestHeader, body: _Body) -> InferReques
     if header.k is not None:
         _number(header.k, "k", 1, MAX_WIDTH)
     _number(header.deadline_s, "deadline_s", 0, MAX_DEADLINE_S)
-    return InferRequest(images=body.take("uint8", *header.shape), deadline_s=header.deadline_s, k=header.k)
+    return InferRequest(images=body.take(_UINT8, *header.shape), deadline_s=header.deadline_s, k=header.k)
 
 
 def _read_infer_reply(header: _InferReplyHeader, body: _Body) -> InferReply:
     return InferReply(
-        probabilities=body.take("float32", header.rows, header.classes),
-        labels=body.take("int64", header.rows),
-        experts=body.take("int64", header.rows, header.k),
-        weights=body.take("float32", header.rows, header.k),
+        probabilities=body.take(_FLOAT32, header.rows, header.classes),
+        labels=body.take(_INT64, header.rows),
+        experts=body.take(_INT64, header.rows, header.k),
+        weights=body.take(_FLOAT32, header.rows, header.k),
         bytes_sent=_count(header.bytes_sent, "bytes_sent"),
         bytes_received=_count(header.bytes_received, "bytes_received"),
         seconds=_number(header.seconds, "seconds", 0, MAX_DEADLINE_S),
     )
 
 
-def _read_status_request(header: _StatusRequestHeader, body: _Body) -> StatusRequest:
+def _read_status_request(_header: _StatusRequestHeader, _: _Body) -> StatusRequest:
     return StatusRequest()
 
 
-def _read_status_reply(header: _StatusReplyHeader, body: _Body) -> StatusReply:
+def _read_status_reply(header: _StatusReplyHeader, _: _Body) -> StatusReply:
     return StatusReply(
         node=_word(header.node, "node"),
         peers=tuple(_word(peer, "peer") for peer in header.peers),

@@ -34,7 +34,7 @@ class NodeCompute:
     ) -> tuple[Float[Tensor, "batch dim"], Routing]:
         """Return the features of images (0 to 255) and the experts chosen for them among those reachable."""
         pixels = images.permute(0, 3, 1, 2).to(torch.float32) / 255  # [batch, channel, height, width]
-        features = torch.cat([self.model.extractor(chunk) for chunk in pixels.split(CHUNK_ROWS)])  # [batch, dim]
+        features = torch.cat([self.model.extractor(chunk) for chunk in torch.split(pixels, CHUNK_ROWS)])  # [batch, dim]
         return features, route(self.model.gate.scores(features), k=k, mask=torch.tensor(mask))
 
     @torch.inference_mode()

@@ -142,9 +142,6 @@ class MeshProcesses:
 
     def stop(self) -> None:
         """End all processes: first asked to, then made to."""
-        if self._client is not None:
-            self._client.close()
-            self._client = None
         processes = [node.process for node in self.nodes.values()]
         for process in processes:
             process.send_signal(signal.SIGCONT)  # a frozen one could not hear the next
@@ -156,6 +153,9 @@ class MeshProcesses:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        if self._client is not None:
+            self._client.close()  # last: it would wait for a frozen node
+            self._client = None
         for node in self.nodes.values():
             for stream in (node.process.stdin, node.process.stdout, node.errors):
                 if stream is not None:
@@ -166,7 +166,7 @@ class MeshProcesses:
         endpoints = [f"tcp/127.0.0.1:{port}" for port in free_ports(len(self._bundles))]
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         for card, bundle, endpoint in zip(self.cards, self._bundles, endpoints, strict=True):
-            errors = tempfile.TemporaryFile()  # a pipe nobody reads could fill and stop the node
+            errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed by stop; a pipe nobody reads could fill and stop the node
             process = subprocess.Popen(
                 self._command(bundle, self.mesh, endpoint, [seed for seed in endpoints[:NUM_SEEDS] if seed != endpoint]),
                 stdin=subprocess.PIPE,  # held open by us: ends when we do

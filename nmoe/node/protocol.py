@@ -265,8 +265,14 @@ def step(state: NodeState, event: Event) -> Step:
         case InferArrived():
             return _arrived(state, event)
     request = state.requests.get(event.request)
-    if request is None:
-        return state, ()
+    return (state, ()) if request is None else _step_request(state, request, event)
+
+
+def _step_request(
+    state: NodeState,
+    request: Request,
+    event: Routed | LocalAnswered | ComputeFailed | PeerAnswered | PeerRefused | PeerGone | DeadlinePassed,
+) -> Step:
     match event:
         case Routed():
             return _routed(state, request, event)
@@ -323,7 +329,7 @@ def _routed(state: NodeState, request: Request, event: Routed) -> Step:
     rules = state.rules
     peers: dict[str, Asked | Tensor] = {}
     effects: list[Effect] = []
-    for index in event.experts.unique().tolist():
+    for index in sorted(set(event.experts.flatten().tolist())):
         peer = rules.experts[index]
         if peer == rules.name:
             continue
@@ -332,9 +338,7 @@ def _routed(state: NodeState, request: Request, event: Routed) -> Step:
             continue
         peers[peer] = Asked.WAITING
         rows = (event.experts == index).any(dim=1)  # [batch]
-        effects.append(
-            SendExpertRequest(request=event.request, peer=peer, features=event.features[rows], deadline_s=request.deadline_s)
-        )
+        effects.append(SendExpertRequest(request=event.request, peer=peer, features=event.features[rows], deadline_s=request.deadline_s))
     effects.append(ComputeExpert(request=event.request, features=event.features))
     request = replace(request, experts=event.experts, weights=event.weights, peers=peers)
     state, more = _progress(state, event.request, request)
@@ -388,7 +392,8 @@ def _can_answer(rules: NodeRules, request: Request, *, at_deadline: bool = False
 
 def _answered(rules: NodeRules, request: Request) -> tuple[Tensor, Tensor]:
     """Return the logits [batch, k, classes] that are there (zeros elsewhere), and the weights [batch, k] of those."""
-    assert request.experts is not None and request.weights is not None
+    assert request.experts is not None
+    assert request.weights is not None
     logits = request.weights.new_zeros(*request.experts.shape, rules.num_classes)  # [batch, k, classes]
     there = torch.zeros_like(request.experts, dtype=torch.bool)  # [batch, k]
     for peer, answer in request.peers.items():

@@ -248,7 +248,7 @@ class NodeRunner:
         due_s = arrived_s + message.deadline_s - min(ANSWER_MARGIN_S, message.deadline_s / 10)
         self._happen(InferArrived(request=number, num_rows=len(message.images), deadline_s=due_s, k=message.k))
 
-    def _read_status(self, data: bytes, respond: Respond, arrived_s: float) -> None:
+    def _read_status(self, data: bytes, respond: Respond, _: float) -> None:
         decode_as(data, StatusRequest)
         respond(encode(self.status()))
 
@@ -291,9 +291,7 @@ class NodeRunner:
 
     def _answer(self, effect: Answer) -> None:
         job = self._jobs[effect.request]
-        self._counts = replace(
-            self._counts, answered=self._counts.answered + 1, degraded=self._counts.degraded + int(effect.degraded)
-        )
+        self._counts = replace(self._counts, answered=self._counts.answered + 1, degraded=self._counts.degraded + int(effect.degraded))
         reply = InferReply(
             probabilities=effect.probabilities,
             labels=effect.probabilities.argmax(dim=1),
@@ -316,7 +314,7 @@ class NodeRunner:
                 return
             try:
                 event = compute()
-            except Exception as error:  # whatever torch raises ends one request, not the node
+            except Exception as error:  # noqa: BLE001  # whatever torch raises ends one request, not the node
                 event = ComputeFailed(request=number, reason=f"{type(error).__name__}: {error}")
             self._inbox.put(lambda: self._happen(event))
 
@@ -345,7 +343,7 @@ class NodeRunner:
             logits = self._compute.expert(message.features)
         except MessageError as error:
             return refusal(RefusalCode.BAD_SHAPE, str(error), request=number)
-        except Exception as error:  # whatever torch raises fails this request alone
+        except Exception as error:  # noqa: BLE001  # whatever torch raises fails this request alone
             return refusal(RefusalCode.FAILED, f"{type(error).__name__}: {error}", request=number)
         self._rows_served += len(logits)
         return ExpertReply(request=number, logits=logits, compute_s=time.monotonic() - started_s)

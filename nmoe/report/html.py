@@ -108,12 +108,19 @@ def _section(title: str, *cards: Markup) -> Markup:
 def _serving(run: Run, cards: dict[str, Markup]) -> Markup:
     """Return how the mesh answered, or nothing after training alone."""
     section = summary.serving_section(run.results)
-    table = _table(section, AGREEMENT_NOTE) if section is not None else Markup()
+    table = _table(_upright(section), AGREEMENT_NOTE) if section is not None else Markup()
     left = joined(table, cards.get("mesh", Markup()))
     right = joined(cards.get("latency", Markup()), cards.get("choice", Markup()))
     if not left and not right:
         return Markup()
     return _section(SECTIONS[1], *(tag("div", column, class_="stack") for column in (left, right)))
+
+
+def _upright(section: Section) -> Section:
+    """Turn a table of one row on its side, so that it fits a narrow screen."""
+    (row,) = section.rows
+    rows = tuple(Row(cells=pair) for pair in zip(section.columns, row.cells, strict=True))
+    return Section(title=section.title, columns=("measure", "value"), rows=rows)
 
 
 def _time(run: Run) -> Markup:

@@ -20,12 +20,14 @@ def results_table(results: Results | Mapping[str, object]) -> Group:
     Raises:
         ValueError: when ``results`` lacks a key or holds an impossible value.
     """
-    return Group(*(_table(section) for section in sections(to_results(results))))
+    # a table's own title would wrap at the table's width
+    parts = [(Text(section.title, style="bold"), _table(section)) for section in sections(to_results(results))]
+    return Group(*(part for pair in parts for part in pair))
 
 
 def _table(section: Section) -> Table:
     """Render one section; the highlighted row carries a mark, for terminals without colour."""
-    table = Table(title=Text(section.title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     marked = any(row.highlight for row in section.rows)
     for number, column in enumerate(section.columns):
         left = section.prose or number == 0

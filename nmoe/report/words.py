@@ -26,8 +26,8 @@ def method(key: str, k: int) -> str:
 
 
 def stage(key: str) -> str:
-    """Name a stage; one without a name keeps its key."""
-    return STAGES.get(key, key)
+    """Name a stage; one without a name shows its key, readably."""
+    return STAGES.get(key, key[:1].upper() + key[1:].replace("_", " "))
 
 
 def percent(share: float | None) -> str:

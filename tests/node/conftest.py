@@ -1,6 +1,5 @@
 """A small mesh's bundles, with random weights, and the reference every transport is tested against."""
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from nmoe.core.bundle import Bundle, ModelSpec, Provenance, read_bundle, write_bundle
 from nmoe.core.seeds import torch_generator
-from nmoe.moe import Mixture, MixtureOutput, build, node_model
+from nmoe.moe import Mixture, MixtureOutput, TopKGate, build, node_model
 
 IMAGE_SHAPE = (8, 8, 1)
 NUM_CLASSES = 10
@@ -34,6 +33,7 @@ def write_mesh(
         expert = build(specs["expert"], generator=torch_generator(seed, "expert", index))
         gate = build(specs["gate"], generator=torch_generator(seed, "gate", index))
         generator = torch_generator(seed, "scores", index)
+        assert isinstance(gate, TopKGate)
         with torch.no_grad():
             gate.output.weight.normal_(generator=generator)
         write_bundle(
@@ -66,7 +66,7 @@ class Mesh(NamedTuple):
         mixture = Mixture(extractor=own.extractor, experts=[model.expert for model in models], gate=own.gate, mix=own.mix)
         mask = torch.tensor([up is None or index in up for index in range(len(models))])
         with torch.no_grad():
-            return mixture(images.permute(0, 3, 1, 2) / 255, k=min(k, int(mask.sum())), mask=mask)
+            return mixture.forward(images.permute(0, 3, 1, 2) / 255, k=min(k, int(mask.sum())), mask=mask)
 
 
 @pytest.fixture(scope="session")
@@ -97,16 +97,26 @@ def no_thread_left() -> Iterator[None]:
     pytest.fail(f"threads left: {left}")
 
 
-def eventually(holds: Callable[[], bool], *, within_s: float = 5.0) -> None:
+@pytest.fixture(scope="session")
+def eventually() -> Callable[..., None]:
     """Wait until something holds."""
-    until_s = time.monotonic() + within_s
-    while not holds():
-        assert time.monotonic() < until_s, "it never came true"
-        time.sleep(0.005)
+
+    def wait(holds: Callable[[], bool], *, within_s: float = 10.0) -> None:
+        until_s = time.monotonic() + within_s
+        while not holds():
+            assert time.monotonic() < until_s, "it never came true"
+            time.sleep(0.005)
+
+    return wait
+
+
+@pytest.fixture(scope="session")
+def new_mesh() -> Callable[..., list[Path]]:
+    """``write_mesh``, for tests that need other bundles."""
+    return write_mesh
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     """Torch with one thread, as in a node."""
     torch.set_num_threads(1)
-    os.environ["OMP_NUM_THREADS"] = "1"

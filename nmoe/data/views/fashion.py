@@ -3,7 +3,8 @@
 Source: the geometric half of the SimCLR set (T. Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML
 2020, appendix A), as in the FedSC code.
 
-Departures: no colour operations, for grey images; the smallest crop is 0.4 of the area rather than 0.2, since 28x28 images hold less.
+Departures: no colour operations, for grey images. Smallest crops of 0.2 and 0.4 were tried on Fashion-MNIST, 120 to 200 steps, one seed: no
+verdict, so the source's 0.2 stands.
 """
 
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ class FashionViews(Views):
         flip: probability of a mirror image.
     """
 
-    scale: tuple[float, float] = (0.4, 1.0)
+    scale: tuple[float, float] = (0.2, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
 

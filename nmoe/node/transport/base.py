@@ -1,17 +1,17 @@
 """Transport: what a node needs of a network, and nothing of how it is done.
 
-Callbacks run on the transport's threads (or inside the very call that asked): they must neither block nor raise; putting into a queue is all
-they should do.
+Callbacks run on the transport's threads (or inside the very call that asked): they must neither block nor raise; putting into a queue is
+all they should do.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from enum import Enum
+from enum import Enum, StrEnum
 from types import TracebackType
 from typing import Self
 
 
-class Service(str, Enum):
+class Service(StrEnum):
     """What a node serves: its expert to peers, inference to clients, its status to anybody in the mesh."""
 
     EXPERT = "expert"

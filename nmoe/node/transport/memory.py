@@ -95,7 +95,7 @@ class MemoryHub:
         with self._lock:
             self._watchers.pop(key, None)
         self._remove(name)
-        self._cut_off(lambda node, asker: asker == key)
+        self._cut_off(lambda _, asker: asker == key)
         self._notice()
 
     def _remove(self, name: str) -> None:
@@ -103,7 +103,7 @@ class MemoryHub:
             self._alive.discard(name)
             for service in Service:
                 self._services.pop((name, service), None)
-        self._cut_off(lambda node, asker: node == name)
+        self._cut_off(lambda node, _: node == name)
 
     def _cut_off(self, concerned: Callable[[str, int], bool]) -> None:
         with self._lock:
@@ -156,7 +156,7 @@ class MemoryHub:
         elif not frozen:
             try:
                 on_query(payload, respond)
-            except Exception as error:  # the transport's promise: a query is answered even if its handler is broken
+            except Exception as error:  # noqa: BLE001  # the transport's promise: a query is answered even if its handler is broken
                 respond(encode(refusal(RefusalCode.FAILED, f"{type(error).__name__}: {error}")))
 
     def _later(self, seconds: float, call: Callable[[], None]) -> None:
@@ -185,18 +185,23 @@ class MemoryTransport(Transport):
         self._open = True
 
     def announce(self) -> None:
+        """See ``Transport``."""
         self._hub._announce(self._name)
 
     def watch(self, on_peer: OnPeer) -> None:
+        """See ``Transport``."""
         self._hub._watch(id(self), on_peer)
 
     def serve(self, service: Service, on_query: OnQuery) -> None:
+        """See ``Transport``."""
         self._hub._serve(self._name, service, on_query)
 
     def ask(self, node: str, service: Service, payload: bytes, *, timeout_s: float, on_reply: OnReply) -> None:
+        """See ``Transport``."""
         self._hub._ask(id(self), node, service, payload, timeout_s, on_reply)
 
     def close(self) -> None:
+        """See ``Transport``."""
         if self._open:
             self._open = False
             self._hub._leave(id(self), self._name)

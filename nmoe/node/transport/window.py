@@ -1,7 +1,7 @@
 """Window: how many bytes may be on their way to one node.
 
-Why: a node that stopped reading, flooded with queries, stalls a zenoh sender's queries to healthy nodes for up to 10 s (measured, zenoh issue
-1876); with at most 512 KiB on their way to each node the healthy ones keep a p99 of 5.6 ms.
+Why: a node that stopped reading, flooded with queries, stalls a zenoh sender's queries to healthy nodes for up to 10 s (measured, zenoh
+issue 1876); with at most 512 KiB on their way to each node the healthy ones keep a p99 of 5.6 ms.
 
 A query takes its whole weight at once or waits its turn; one heavier than the window goes alone. A query that timed out still lies in the
 network's buffers, so its weight is given back only when the node is heard from again, or after ``linger_s`` (then its link is closed).

@@ -33,7 +33,7 @@ _ENDPOINT = re.compile(r"(tcp|tls|quic)/(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):([0-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsFiles:
-    """The files of mutual TLS: who is trusted, and who this is. Certificates need an IP address as alternative name where IPs are dialled."""
+    """The files of mutual TLS: who is trusted, and who this is. Certificates need an IP as alternative name where IPs are dialled."""
 
     root_ca: Path
     certificate: Path
@@ -120,9 +120,12 @@ class ZenohTransport(Transport):
         self._replies = _Outbox("nmoe-replies")
 
     def announce(self) -> None:
+        """See ``Transport``."""
         self._token = self._session.liveliness().declare_token(f"{self._home()}/alive/{self._name}")
 
     def watch(self, on_peer: OnPeer) -> None:
+        """See ``Transport``."""
+
         def changed(sample: zenoh.Sample) -> None:
             fingerprint, _, name = str(sample.key_expr).removeprefix(f"{self._root}/").split("/")
             with self._lock:
@@ -143,6 +146,7 @@ class ZenohTransport(Transport):
         self._subscriber = self._session.liveliness().declare_subscriber(key, handler, history=True)
 
     def serve(self, service: Service, on_query: OnQuery) -> None:
+        """See ``Transport``."""
         key = f"{self._home()}/node/{self._name}/{service.value}"
 
         def arrived(query: zenoh.Query) -> None:
@@ -151,13 +155,14 @@ class ZenohTransport(Transport):
                 return
             try:
                 on_query(b"" if query.payload is None else query.payload.to_bytes(), lambda data: self._reply(query, key, data))
-            except Exception as error:  # zenoh would swallow it and the asker would learn nothing
+            except Exception as error:  # noqa: BLE001  # zenoh would swallow it and the asker would learn nothing
                 data = encode(refusal(RefusalCode.FAILED, f"{type(error).__name__}: {error}"))
                 self._replies.queue.put(lambda: _send_reply(lambda: query.reply_err(data), query))
 
         self._session.declare_queryable(key, zenoh.handlers.Callback(arrived, indirect=False), complete=True)
 
     def ask(self, node: str, service: Service, payload: bytes, *, timeout_s: float, on_reply: OnReply) -> None:
+        """See ``Transport``; waits in the window to that node for its turn."""
         now_s = time.monotonic()
         with self._lock:
             home = self._find(node)
@@ -179,6 +184,7 @@ class ZenohTransport(Transport):
             on_reply(Silence.GONE if taken is None else Silence.FULL)
 
     def close(self) -> None:
+        """See ``Transport``."""
         with self._lock:
             if not self._open:
                 return
@@ -277,12 +283,13 @@ def _config(listen: str, seeds: Sequence[str], tls: TlsFiles | None, lease_s: fl
         "listen/endpoints": [listen],
         "listen/exit_on_failure": True,
         "connect/endpoints": list(seeds),
-        "connect/timeout_ms": 0,  # do not wait for seeds that come later; retry behind the scenes
+        "connect/timeout_ms": -1,  # go on trying seeds that come later; with exit_on_failure off, open does not wait for them
         "connect/exit_on_failure": False,
         "connect/retry": {"period_init_ms": 100, "period_max_ms": 1000, "period_increase_factor": 2},
         "scouting/multicast/enabled": False,
         "scouting/gossip/enabled": True,
         "scouting/delay": 1,
+        "transport/unicast/open_timeout": 2000,  # a frozen node accepts and says nothing; close() waits for that
         "transport/shared_memory/enabled": False,  # honest network figures, and 50 MB less per process
         "transport/link/tx/lease": round(lease_s * 1000),
         "transport/link/tx/queue/size/data": 16,

@@ -121,8 +121,8 @@ def _keys(figure: Figure, axes: Axes, serving: Serving, arrows: list[tuple[int, 
         Line2D([], [], color=SLATE, linewidth=share * _pt_per_share(arrows, num_nodes), label=f"{100 * share:.0f} %")
         for share in (largest, largest / 2, largest / 4)
     ]
-    count = _num_largest(num_nodes)
-    title = f"width: share asked of a neighbour; the {count} largest of each node, {100 * shown:.0f} % of all asked"
+    count = "largest" if _num_largest(num_nodes) == 1 else f"{_num_largest(num_nodes)} largest"
+    title = f"width: share asked of a neighbour; the {count} of each node, {100 * shown:.0f} % of all asked"
     figure.legend(handles=keys, loc="outside lower center", ncols=3, title=title, fontsize=8, title_fontsize=8)
 
 

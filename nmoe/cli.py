@@ -1,0 +1,229 @@
+"""The command line: argument parsing only. Every command calls one function; heavy libraries are imported inside it.
+
+A mistake or a failure of the world is one line on standard error and exit code 2. ``NMOE_TRACEBACK=1`` shows where it came from.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from nmoe.core.errors import NmoeError
+
+app = typer.Typer(
+    help="Networked mixture of experts: devices train a mixture together without sharing data, then answer together.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+bench = typer.Typer(help="Measure nmoe beside its peers.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(bench, name="bench")
+
+Data = Annotated[
+    str, typer.Option(help="digits, fashion-mnist, cifar10, cifar100, or a .npz file with images and labels.", metavar="NAME|FILE.npz")
+]
+DataDir = Annotated[Path | None, typer.Option(help="Folder with the files of a named data set.", metavar="DIR")]
+Test = Annotated[
+    Path | None, typer.Option(help="Test file for a .npz file; without it a stratified fifth is held out.", metavar="FILE.npz")
+]
+Nodes = Annotated[int, typer.Option(help="Number of nodes.")]
+Split = Annotated[str, typer.Option(help="How data is dealt to nodes.", metavar="iid|shards:M|dirichlet:A|quantity:A")]
+Neighbours = Annotated[int, typer.Option(help="Nodes each node can ask, its nearest on a ring; 0 for all.")]
+K = Annotated[int, typer.Option(help="Experts asked per sample.")]
+ExtractorName = Annotated[str, typer.Option(help="How stage 1 learns the extractor.", metavar="fedsc|fedce")]
+GateName = Annotated[str, typer.Option(help="Who trains the gate in stage 3.", metavar="fedgate|rangate|rollgate")]
+GateSync = Annotated[str, typer.Option(help="What FedGate synchronises.", metavar="full|trunk|head|every:M|neighbours")]
+GateReading = Annotated[str, typer.Option(help="Reading of RanGate and RollGate, see docs/methods.", metavar="A|B")]
+MixName = Annotated[str, typer.Option(help="What of the experts is averaged.", metavar="probabilities|logits")]
+Rounds = Annotated[int, typer.Option(help="Rounds of stage 1 and of the FedAvg control.")]
+GateRounds = Annotated[int, typer.Option(help="Rounds of stage 3.")]
+Participation = Annotated[float, typer.Option(help="Share of nodes in a FedSC round.")]
+Widen = Annotated[int, typer.Option(help="Width factor of the Fixup-ResNet-20 that colour images get.")]
+DpEpsilon = Annotated[float | None, typer.Option(help="Privacy of FedSC's shared matrices over the whole run; none if not given.")]
+DpDelta = Annotated[float, typer.Option(help="The delta that goes with it.")]
+Seed = Annotated[int, typer.Option(help="Seed of every draw.")]
+Engine = Annotated[str, typer.Option(help="In this process, or Flower's Ray simulation.", metavar="local|ray")]
+Out = Annotated[Path | None, typer.Option(help="Run folder.", metavar="DIR")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an earlier run in the folder.")]
+Resume = Annotated[Path | None, typer.Option(help="Continue the killed run in this folder; other options are read from it.", metavar="DIR")]
+MeshName = Annotated[str, typer.Option("--mesh", help="Name of the mesh.")]
+Connect = Annotated[list[str] | None, typer.Option(help="Endpoint of a node to begin with; repeat for more.", metavar="ENDPOINT")]
+Insecure = Annotated[bool, typer.Option("--insecure", help="Allow plain tcp beyond this machine.")]
+
+
+@app.command()
+def demo(
+    data: Data = "digits",
+    data_dir: DataDir = None,
+    test: Test = None,
+    nodes: Nodes = 10,
+    split: Split = "shards:2",
+    neighbours: Neighbours = 0,
+    k: K = 2,
+    extractor: ExtractorName = "fedsc",
+    gate: GateName = "fedgate",
+    gate_sync: GateSync = "full",
+    gate_reading: GateReading = "A",
+    mix: MixName = "probabilities",
+    rounds: Rounds = 24,
+    gate_rounds: GateRounds = 80,
+    participation: Participation = 1.0,
+    widen: Widen = 2,
+    dp_epsilon: DpEpsilon = None,
+    dp_delta: DpDelta = 1e-5,
+    seed: Seed = 0,
+    engine: Engine = "local",
+    out: Out = None,
+    force: Force = False,
+    resume: Resume = None,
+) -> None:
+    """Train a mixture, serve it from real processes, and report: the whole life once."""
+    _run_recipe("demo", dict(locals()))
+
+
+@app.command()
+def train(
+    data: Data = "digits",
+    data_dir: DataDir = None,
+    test: Test = None,
+    nodes: Nodes = 10,
+    split: Split = "shards:2",
+    neighbours: Neighbours = 0,
+    k: K = 2,
+    extractor: ExtractorName = "fedsc",
+    gate: GateName = "fedgate",
+    gate_sync: GateSync = "full",
+    gate_reading: GateReading = "A",
+    mix: MixName = "probabilities",
+    rounds: Rounds = 24,
+    gate_rounds: GateRounds = 80,
+    participation: Participation = 1.0,
+    widen: Widen = 2,
+    dp_epsilon: DpEpsilon = None,
+    dp_delta: DpDelta = 1e-5,
+    seed: Seed = 0,
+    engine: Engine = "local",
+    out: Out = None,
+    force: Force = False,
+    resume: Resume = None,
+) -> None:
+    """Train extractor, experts and gates; write one bundle per node."""
+    _run_recipe("train", dict(locals()))
+
+
+def _run_recipe(name: str, given: dict[str, object]) -> None:
+    """Run demo or train with what the user said."""
+    from rich.console import Console
+
+    from nmoe.recipes import demo as recipes
+    from nmoe.recipes.options import TrainOptions
+    from nmoe.report import results_table
+    from nmoe.report.progress import StageProgress
+
+    out, force, resume = given.pop("out"), given.pop("force"), given.pop("resume")
+    folder = Path(str(resume or out or f"runs/{name}"))
+    with StageProgress() as progress:
+        if resume is not None:
+            continued = recipes.resume_demo if name == "demo" else recipes.resume_train
+            results = continued(folder, progress)
+        else:
+            words = {key: str(value.absolute()) if isinstance(value, Path) else value for key, value in given.items()}
+            options = TrainOptions(**words)  # type: ignore[arg-type]  # the parameters above are its fields
+            begin = recipes.demo if name == "demo" else recipes.train
+            results = begin(options, folder, progress, force=bool(force), command=_command_line())
+    console = Console()
+    console.print(results_table(results))
+    console.print(f"run folder {folder}, report {folder / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def node(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder to serve.")],
+    mesh: MeshName = "nmoe",
+    listen: Annotated[str, typer.Option(help="Own endpoint.", metavar="ENDPOINT")] = "tcp/127.0.0.1:7447",
+    connect: Connect = None,
+    insecure: Insecure = False,
+    exit_with_parent: Annotated[bool, typer.Option("--exit-with-parent", help="Stop when standard input ends.")] = False,
+) -> None:
+    """Serve one bundle as a node of a mesh."""
+    from nmoe.node import run_node
+
+    run_node(bundle, mesh=mesh, listen=listen, seeds=connect or (), insecure=insecure, exit_with_parent=exit_with_parent)
+
+
+@app.command()
+def mesh(
+    run: Annotated[Path, typer.Argument(help="Run folder with bundles.")],
+    mesh: MeshName = "nmoe",
+) -> None:
+    """Start every node of a run on this machine, until Ctrl-C."""
+    from nmoe.recipes.mesh import run_mesh
+
+    run_mesh(run, mesh=mesh, say=typer.echo)
+
+
+@app.command()
+def infer(
+    images: Annotated[str, typer.Argument(help="A data set whose test images are sent, or a .npz file with images.")] = "digits",
+    connect: Connect = None,
+    mesh: MeshName = "nmoe",
+    node: Annotated[str | None, typer.Option(help="Node to ask; the nodes in turn if not given.")] = None,
+    data_dir: DataDir = None,
+    count: Annotated[int, typer.Option(help="How many images to send, from the first.")] = 10,
+    deadline_ms: Annotated[float, typer.Option(help="Time each request may take.")] = 1000.0,
+    k: Annotated[int | None, typer.Option(help="Experts asked per sample; the node's own number if not given.")] = None,
+    insecure: Insecure = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON line per image.")] = False,
+) -> None:
+    """Send images to a running mesh and show who answered."""
+    from nmoe.recipes.mesh import infer_images
+
+    infer_images(
+        images,
+        seeds=connect or ["tcp/127.0.0.1:7447"],
+        mesh=mesh,
+        node=node,
+        data_dir=data_dir,
+        count=count,
+        deadline_s=deadline_ms / 1000,
+        k=k,
+        insecure=insecure,
+        as_json=as_json,
+        say=typer.echo,
+    )
+
+
+@bench.command("federate")
+def bench_federate(
+    as_json: Annotated[bool, typer.Option("--json", help="Print name, machine and rows as JSON.")] = False,
+    rounds: Annotated[int, typer.Option(help="Rounds measured per case and system.")] = 30,
+) -> None:
+    """Time a round of the in-process grid, of Flower's Ray simulation and of a bare loop over the same local step."""
+    from nmoe.recipes.bench_federate import bench_federate as measure
+
+    measure(rounds=rounds, as_json=as_json, say=typer.echo)
+
+
+def _command_line() -> str:
+    """Return what the user typed, for config.json."""
+    import shlex
+
+    return shlex.join(["nmoe", *sys.argv[1:]])
+
+
+def main() -> NoReturn:
+    """Run the command line."""
+    try:
+        app(standalone_mode=True)
+    except (NmoeError, ValueError) as error:
+        if os.environ.get("NMOE_TRACEBACK"):
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)

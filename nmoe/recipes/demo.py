@@ -1,0 +1,51 @@
+"""The demo: the whole life once. Train, write bundles, serve every test image over real processes, report."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from nmoe.core.files import write_json
+from nmoe.recipes.options import TrainOptions
+from nmoe.recipes.serve import serve_test_set
+from nmoe.recipes.train import Trained, resume_training, start_training
+from nmoe.recipes.watch import Progress
+from nmoe.report import write_report
+
+
+def demo(options: TrainOptions, out: Path, progress: Progress, *, force: bool, command: str) -> dict[str, Any]:
+    """Run the whole life of a mixture and return what results.json holds; arguments and errors as in ``start_training``."""
+    return _finish(start_training(options, out, progress, force=force, command=command), out, progress)
+
+
+def resume_demo(out: Path, progress: Progress) -> dict[str, Any]:
+    """Continue a killed demo from its last whole round; errors as in ``resume_training``."""
+    return _finish(resume_training(out, progress), out, progress)
+
+
+def train(options: TrainOptions, out: Path, progress: Progress, *, force: bool, command: str) -> dict[str, Any]:
+    """Train, score and report, without serving; arguments and errors as in ``start_training``."""
+    return _report(start_training(options, out, progress, force=force, command=command).results, out, progress)
+
+
+def resume_train(out: Path, progress: Progress) -> dict[str, Any]:
+    """Continue killed training from its last whole round; errors as in ``resume_training``."""
+    return _report(resume_training(out, progress).results, out, progress)
+
+
+def _finish(trained: Trained, out: Path, progress: Progress) -> dict[str, Any]:
+    began = time.perf_counter()
+    served = serve_test_set(out, trained.program.data().test, progress)
+    write_json(out / "serving.json", served.details)
+    results = trained.results
+    results["communication"]["infer_bytes_per_sample"] = served.bytes_per_sample
+    results["serving"] = served.serving
+    results["seconds"]["serving"] = time.perf_counter() - began
+    write_json(out / "results.json", results)
+    return _report(results, out, progress)
+
+
+def _report(results: dict[str, Any], out: Path, progress: Progress) -> dict[str, Any]:
+    progress.stage("report", 0, 1)
+    write_report(out)
+    progress.stage("report", 1, 1)
+    return results

@@ -1,0 +1,126 @@
+"""Evaluation: NMoE and its controls on the nodes' local test distributions and on the global test set.
+
+Every method gives a table of which test image each node would get right, [node, test]. The global figure is its mean; the local one weighs test
+images by class, as often as the class occurs in the node's training data, so the whole test set is used and nothing is drawn.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from nmoe.core.bundle import read_bundle
+from nmoe.core.seeds import torch_generator
+from nmoe.data import ImageDataset, class_histogram, to_unit
+from nmoe.learn import predict
+from nmoe.moe import Expert, Mix, NodeModel, Routing, StackedExperts, all_uniform, combine, node_model, oracle, pick, random_uniform
+
+
+class Score(NamedTuple):
+    """Mean accuracy over nodes, on their local test distribution and on the global test set."""
+
+    local: float
+    global_: float
+
+    def as_json(self) -> dict[str, float]:
+        """Return it with the keys of results.json."""
+        return {"local": self.local, "global": self.global_}
+
+
+class TestBench:
+    """The test set and the nodes' class shares, ready to score tables of right and wrong.
+
+    Args:
+        test: the test set.
+        node_labels: training labels of each node.
+    """
+
+    __test__ = False  # not a test, whatever pytest makes of its name
+
+    def __init__(self, test: ImageDataset, node_labels: Sequence[np.ndarray]) -> None:
+        self.images = to_unit(test.images)
+        self.labels = torch.from_numpy(test.labels)
+        counts = class_histogram(test.labels, test.num_classes)
+        shares = np.stack([class_histogram(labels, test.num_classes) for labels in node_labels]).astype(np.float64)
+        shares[:, counts == 0] = 0
+        per_image = shares / np.maximum(counts, 1)
+        weights = torch.from_numpy(per_image)[:, self.labels]  # [node, test]
+        self.weights = weights / weights.sum(dim=1, keepdim=True)
+
+    def score(self, right: Bool[Tensor, "node test"]) -> Score:
+        """Score a table of which image each node gets right; one row stands for all nodes if they answer alike."""
+        table = right.double().expand(len(self.weights), -1)
+        return Score(local=float((table * self.weights).sum(dim=1).mean()), global_=float(table.mean()))
+
+    def score_predictions(self, scores: Float[Tensor, "test class"]) -> Score:
+        """Score one classifier that every node would use."""
+        return self.score((scores.argmax(dim=1) == self.labels).unsqueeze(0))
+
+
+def read_models(run: Path, names: Sequence[str]) -> list[NodeModel]:
+    """Read the bundles of a run in the order of its experts."""
+    return [node_model(read_bundle(run / "bundles" / name)) for name in names]
+
+
+def mixture_scores(
+    models: Sequence[NodeModel], bench: TestBench, masks: Bool[Tensor, "node expert"], *, k: int, seed: int
+) -> dict[str, Score]:
+    """Score NMoE and the controls that use the same experts.
+
+    Args:
+        models: extractor, expert and gate of each node; the extractor is the same in all.
+        bench: the test set.
+        masks: which experts each node can reach.
+        k: experts asked per sample.
+        seed: run seed, for the random control.
+
+    Returns:
+        Scores by the names of results.json.
+    """
+    features = predict(models[0].extractor, bench.images)
+    logits = predict(StackedExperts([model.expert for model in models]), features)  # [test, expert, class]
+    mix, batch = models[0].mix, len(bench.labels)
+    own = torch.arange(len(models))
+
+    def score(routing_of: Callable[[int], Routing]) -> Score:
+        rows = []
+        for node in range(len(models)):
+            routing = routing_of(node)
+            rows.append(combine(pick(logits, routing), routing.weights, mix=mix).argmax(dim=1) == bench.labels)
+        return bench.score(torch.stack(rows))
+
+    with torch.inference_mode():
+        return {
+            "own_expert": score(lambda node: Routing(own[node].expand(batch, 1), torch.ones(batch, 1))),
+            "random_uniform": score(
+                lambda node: random_uniform(batch, k=k, mask=masks[node], generator=torch_generator(seed, "random-uniform", node))
+            ),
+            "all_uniform": score(lambda node: all_uniform(batch, mask=masks[node])),
+            "nmoe": score(lambda node: models[node].gate(features, k=k, mask=masks[node])),
+            "oracle_gate": score(lambda node: oracle(logits, bench.labels, mask=masks[node])),
+        }
+
+
+def gate_score(gates: Sequence[Callable[[Tensor], Routing]], features: Tensor, logits: Tensor, bench: TestBench, *, mix: Mix) -> Score:
+    """Score gates of the nodes against precomputed features and logits; a single gate stands for all nodes."""
+    rows = []
+    with torch.inference_mode():
+        for gate in gates:
+            routing = gate(features)
+            rows.append(combine(pick(logits, routing), routing.weights, mix=mix).argmax(dim=1) == bench.labels)
+    return bench.score(torch.stack(rows))
+
+
+def own_expert_score(experts: Sequence[Expert], features: Tensor, bench: TestBench) -> Score:
+    """Score every node's own expert alone."""
+    rows = [predict(expert, features).argmax(dim=1) == bench.labels for expert in experts]
+    return bench.score(torch.stack(rows))
+
+
+def as_json(scores: Mapping[str, Score]) -> dict[str, dict[str, float]]:
+    """Return scores as results.json has them."""
+    return {name: score.as_json() for name, score in scores.items()}

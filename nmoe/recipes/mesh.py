@@ -1,0 +1,106 @@
+"""A mesh by hand: start the nodes of a run and leave them running; send images to a mesh that runs."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from nmoe.core.errors import MeshError
+from nmoe.data import load
+from nmoe.node import MeshProcesses, connect
+from nmoe.recipes.serve import bundle_folders
+
+FIND_S = 5.0  # how long to wait for the first node of a mesh
+
+
+def run_mesh(run: Path, *, mesh: str, say: Callable[[str], None]) -> None:
+    """Start one process per bundle of a run, say where they listen, and wait until interrupted or until one of them ends.
+
+    Raises:
+        MeshError: when the mesh does not come up, or a node ends.
+    """
+    with MeshProcesses(bundle_folders(run), mesh=mesh) as processes:
+        for node, card in zip(processes.nodes.values(), processes.cards, strict=True):
+            say(f"{node.name}  {node.endpoint}  pid {node.process.pid}  classes {', '.join(map(str, card.classes_seen))}")
+        first = next(iter(processes.nodes.values()))
+        say(f"mesh {mesh} is up: try nmoe infer --mesh {mesh} --connect {first.endpoint}; Ctrl-C ends it")
+        while True:
+            for node in processes.nodes.values():
+                if node.process.poll() is not None:
+                    raise MeshError(f"{node.name} ended with status {node.process.returncode}")
+            time.sleep(0.5)
+
+
+def infer_images(
+    source: str,
+    *,
+    seeds: Sequence[str],
+    mesh: str,
+    node: str | None,
+    data_dir: Path | None,
+    count: int,
+    deadline_s: float,
+    k: int | None,
+    insecure: bool,
+    as_json: bool,
+    say: Callable[[str], None],
+) -> None:
+    """Send test images to a running mesh, one a request, and say what came back.
+
+    Args:
+        source: name of a data set, or a ``.npz`` file.
+        seeds: endpoints of nodes.
+        mesh: its name.
+        node: whom to ask; None for the nodes in turn.
+        data_dir: folder of a named data set.
+        count: images to send, at least 1.
+        deadline_s: time each request may take.
+        k: experts per sample; None for the node's own number.
+        insecure: allow plain tcp beyond this machine.
+        as_json: one JSON line per image instead of words.
+        say: prints a line.
+
+    Raises:
+        ValueError: when an argument is out of range.
+        MeshError: when no node can be found or one refuses.
+    """
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
+    test = load(source, data_dir).test
+    with connect(mesh, seeds, insecure=insecure) as client:
+        until = time.monotonic() + FIND_S
+        while not client.nodes():
+            if time.monotonic() > until:
+                raise MeshError(f"no node of mesh {mesh} found at {', '.join(seeds)} within {FIND_S:g} s")
+            time.sleep(0.02)
+        time.sleep(0.2)  # the rest of the mesh is heard of a moment after its first node
+        names = [node] if node else list(client.nodes())
+        for number in range(min(count, len(test))):
+            asked = names[number % len(names)]
+            reply = client.infer(asked, torch.from_numpy(test.images[number : number + 1]), deadline_s=deadline_s, k=k)
+            label, truth = int(reply.labels[0]), int(test.labels[number])
+            by = {client_name: round(weight, 3) for client_name, weight in _answerers(reply.experts[0].tolist(), reply.weights[0].tolist())}
+            share = float(reply.probabilities[0, label])
+            if as_json:
+                row = {
+                    "image": number,
+                    "node": asked,
+                    "label": label,
+                    "truth": truth,
+                    "probability": share,
+                    "experts": by,
+                    "ms": 1000 * reply.seconds,
+                }
+                say(json.dumps(row))
+            else:
+                who = ", ".join(f"{name} {weight:.2f}" for name, weight in by.items())
+                name = test.label_names[label]
+                say(
+                    f"image {number} to {asked}: {name} ({share:.0%}; truth {test.label_names[truth]}) by {who} in {1000 * reply.seconds:.1f} ms"
+                )
+
+
+def _answerers(experts: list[int], weights: list[float]) -> list[tuple[str, float]]:
+    return [(f"node-{expert}", weight) for expert, weight in zip(experts, weights, strict=True) if expert >= 0]

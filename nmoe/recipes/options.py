@@ -1,0 +1,195 @@
+"""Options: what a user says about a training run, checked, and written to config.json so that a resumed run is the same run."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from nmoe.core.errors import BadFile
+from nmoe.core.files import read_json
+from nmoe.data import Dirichlet, Iid, Partition, QuantitySkew, Shards
+from nmoe.federate import (
+    FedGate,
+    FullSync,
+    GateScheme,
+    HeadSync,
+    NeighbourSync,
+    PeriodicSync,
+    RanGate,
+    Reading,
+    RollGate,
+    Synchronisation,
+    TrunkSync,
+)
+from nmoe.learn import PrivacyBudget
+from nmoe.moe import Mix
+
+EXTRACTORS = ("fedsc", "fedce")
+GATES = ("fedgate", "rangate", "rollgate")
+ENGINES = ("local", "ray")
+SYNCS = ("full", "trunk", "head", "every:M", "neighbours")
+SPLITS = ("iid", "shards:M", "dirichlet:A", "quantity:A")
+Number = TypeVar("Number", int, float)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainOptions:
+    """All options of ``nmoe train`` and ``nmoe demo``; the defaults are the demo's.
+
+    Attributes:
+        data: name of a data set or path of an ``.npz`` file.
+        data_dir: folder of a named data set's files.
+        test: test file that goes with an ``.npz`` file.
+        nodes: number of nodes.
+        split: how the data is dealt to nodes, one of ``SPLITS``.
+        neighbours: nodes each node can ask, its nearest on a ring; 0 for all others.
+        k: experts asked per sample.
+        extractor: how stage 1 learns, one of ``EXTRACTORS``.
+        gate: who trains the gate, one of ``GATES``.
+        gate_sync: what FedGate synchronises, one of ``SYNCS``.
+        gate_reading: reading A or B of RanGate and RollGate.
+        mix: ``probabilities`` or ``logits``.
+        rounds: rounds of stage 1 and of the FedAvg control.
+        gate_rounds: rounds of stage 3.
+        participation: share of nodes in a FedSC round.
+        widen: width factor of the Fixup-ResNet that colour images get.
+        dp_epsilon: privacy of the shared matrices over the whole run; None for no noise.
+        dp_delta: the delta that goes with it.
+        seed: seed of every draw.
+        engine: one of ``ENGINES``.
+    """
+
+    data: str = "digits"
+    data_dir: str | None = None
+    test: str | None = None
+    nodes: int = 10
+    split: str = "shards:2"
+    neighbours: int = 0
+    k: int = 2
+    extractor: str = "fedsc"
+    gate: str = "fedgate"
+    gate_sync: str = "full"
+    gate_reading: str = "A"
+    mix: str = "probabilities"
+    rounds: int = 24
+    gate_rounds: int = 80
+    participation: float = 1.0
+    widen: int = 2
+    dp_epsilon: float | None = None
+    dp_delta: float = 1e-5
+    seed: int = 0
+    engine: str = "local"
+
+    def __post_init__(self) -> None:
+        _one_of("extractor", self.extractor, EXTRACTORS)
+        _one_of("gate", self.gate, GATES)
+        _one_of("gate reading", self.gate_reading, tuple(reading.value for reading in Reading))
+        _one_of("mix", self.mix, tuple(mix.value for mix in Mix))
+        _one_of("engine", self.engine, ENGINES)
+        for name in ("nodes", "k", "rounds", "gate_rounds", "widen"):
+            _at_least_one(name, getattr(self, name))
+        if not 0 <= self.neighbours < max(self.nodes, 1):
+            raise ValueError(f"neighbours must be between 0 (all) and {self.nodes - 1}, got {self.neighbours}")
+        if not (0 < self.participation <= 1 and math.isfinite(self.participation)):
+            raise ValueError(f"participation must be above 0 and at most 1, got {self.participation}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0, got {self.seed}")
+        if self.budget() is not None and self.extractor != "fedsc":
+            raise ValueError(f"dp epsilon protects the matrices that fedsc shares, got extractor {self.extractor}, which shares none")
+        self.partition()
+        self.scheme()
+
+    def budget(self) -> PrivacyBudget | None:
+        """Return the privacy budget, or None for no noise."""
+        return None if self.dp_epsilon is None else PrivacyBudget(epsilon=self.dp_epsilon, delta=self.dp_delta)
+
+    def partition(self) -> Partition:
+        """Return how data is dealt to nodes."""
+        return parse_split(self.split)
+
+    def scheme(self) -> GateScheme:
+        """Return who trains the gate and what travels."""
+        reading = Reading(self.gate_reading)
+        if self.gate == "rangate":
+            return RanGate(reading=reading)
+        if self.gate == "rollgate":
+            return RollGate(reading=reading)
+        return FedGate(sync=parse_sync(self.gate_sync))
+
+    def neighbourhood(self) -> tuple[tuple[int, ...], ...]:
+        """Return for every node the nodes it can ask: all others, or its nearest on a ring."""
+        if self.neighbours == 0:
+            return tuple(tuple(other for other in range(self.nodes) if other != node) for node in range(self.nodes))
+        steps = [step * sign for step in range(1, self.nodes) for sign in (1, -1)][: self.neighbours]
+        return tuple(tuple(sorted({(node + step) % self.nodes for step in steps})) for node in range(self.nodes))
+
+
+def read_options(run: Path) -> TrainOptions:
+    """Read the options of a run folder.
+
+    Raises:
+        BadFile: when config.json is missing or not a run's.
+    """
+    config = read_json(run / "config.json")
+    names = {field.name for field in dataclasses.fields(TrainOptions)}
+    try:
+        return TrainOptions(**{name: value for name, value in config.items() if name in names})
+    except (AttributeError, TypeError, ValueError) as error:
+        raise BadFile(f"{run / 'config.json'} is not the configuration of a run: {error}") from error
+
+
+def parse_split(text: str) -> Partition:
+    """Read ``iid``, ``shards:M``, ``dirichlet:A`` or ``quantity:A``.
+
+    Raises:
+        ValueError: when it is none of them or its number is out of range.
+    """
+    kind, _, number = text.partition(":")
+    if text == "iid":
+        return Iid()
+    if kind == "shards":
+        return Shards(classes_per_node=_number("split", text, number, int, SPLITS))
+    if kind == "dirichlet":
+        return Dirichlet(alpha=_number("split", text, number, float, SPLITS))
+    if kind == "quantity":
+        return QuantitySkew(alpha=_number("split", text, number, float, SPLITS))
+    raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {text!r}")
+
+
+def parse_sync(text: str) -> Synchronisation:
+    """Read ``full``, ``trunk``, ``head``, ``every:M`` or ``neighbours``.
+
+    Raises:
+        ValueError: when it is none of them.
+    """
+    plain: dict[str, type[FullSync | TrunkSync | HeadSync | NeighbourSync]] = {
+        "full": FullSync,
+        "trunk": TrunkSync,
+        "head": HeadSync,
+        "neighbours": NeighbourSync,
+    }
+    if text in plain:
+        return plain[text]()
+    kind, _, number = text.partition(":")
+    if kind == "every":
+        return PeriodicSync(_number("gate sync", text, number, int, SYNCS))
+    raise ValueError(f"gate sync must be one of {', '.join(SYNCS)}, got {text!r}")
+
+
+def _number(name: str, text: str, number: str, kind: Callable[[str], Number], choices: tuple[str, ...]) -> Number:
+    try:
+        return kind(number)
+    except ValueError:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {text!r}") from None
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def _at_least_one(name: str, value: Any) -> None:
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")

@@ -1,0 +1,145 @@
+"""Training: the three stages of NMoE and the FedAvg control through a federated engine, then all controls and the results."""
+
+import dataclasses
+import os
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from nmoe.core.errors import EngineError
+from nmoe.core.files import write_json
+from nmoe.federate import Checkpoint, LocalExchange, Record, node_name, run
+from nmoe.learn import predict, spent_epsilon
+from nmoe.recipes.central import central_score
+from nmoe.recipes.evaluate import Score, TestBench, as_json, mixture_scores, read_models
+from nmoe.recipes.options import TrainOptions, read_options
+from nmoe.recipes.program import BUNDLES, EXPERTS, FEATURES, FEDAVG, GATES, TrainProgram, program_of
+from nmoe.recipes.run_folder import claim
+from nmoe.recipes.watch import Progress, RunWatcher
+
+
+class Trained(NamedTuple):
+    """A finished training run: its program, its test bench, and what results.json holds so far."""
+
+    program: TrainProgram
+    bench: TestBench
+    results: dict[str, Any]
+
+
+def start_training(options: TrainOptions, out: Path, progress: Progress, *, force: bool, command: str) -> Trained:
+    """Train from the start.
+
+    Args:
+        options: what to train.
+        out: the run folder.
+        progress: told of every round.
+        force: replace an earlier run in ``out``.
+        command: the command line, for config.json.
+
+    Raises:
+        ValueError, BadFile: when options, data and folder do not fit together; nothing has been written then.
+        EngineError: when the federated engine failed.
+    """
+    program = program_of(options, out.absolute())
+    claim(out, force=force)
+    write_json(out / "config.json", dataclasses.asdict(options) | {"command": command, "git_revision": program.revision})
+    return _train(program, progress)
+
+
+def resume_training(out: Path, progress: Progress) -> Trained:
+    """Continue a killed run from its last whole round; ends bit-identical to an uninterrupted one.
+
+    Raises:
+        BadFile: when the folder holds no run, or a damaged one.
+    """
+    return _train(program_of(read_options(out), out.absolute()), progress)
+
+
+def _train(program: TrainProgram, progress: Progress) -> Trained:
+    torch.set_num_threads(1)  # nodes work side by side in threads; one thread each also makes every engine sum alike
+    out = program.run_folder
+    assert out is not None
+    node_labels = [program.data().train.labels[indices] for indices in program.assignment()]
+    bench = TestBench(program.data().test, node_labels)
+    watcher = RunWatcher(program, bench, progress)
+    _run_engine(program, out, watcher)
+    results = _results(program, bench, watcher.records, progress)
+    write_json(out / "results.json", results)
+    return Trained(program, bench, results)
+
+
+def _run_engine(program: TrainProgram, out: Path, watcher: RunWatcher) -> None:
+    nodes = range(program.options.nodes)
+    if program.options.engine == "local":
+        exchange = LocalExchange(program, nodes, threads=min(len(nodes), os.cpu_count() or 1))
+        try:
+            run(program.stages(), exchange, folder=out, watcher=watcher)
+        finally:
+            exchange.close()
+        return
+    try:
+        from nmoe.federate.flower import run_ray
+    except ModuleNotFoundError as error:
+        raise EngineError(f"the ray engine needs the extra 'flower' (pip install 'nmoe[flower]'): {error}") from error
+    run_ray(program, nodes, folder=out, watcher=watcher)
+
+
+def _results(program: TrainProgram, bench: TestBench, records: list[Record], progress: Progress) -> dict[str, Any]:
+    """Score everything and lay out results.json."""
+    options, out = program.options, program.run_folder
+    assert out is not None
+    began = time.perf_counter()
+    progress.stage("controls", 0, 2)
+    models = read_models(out, [node_name(node) for node in range(options.nodes)])
+    gates = program.gates()
+    masks = torch.stack([gates.mask(node) for node in range(options.nodes)])
+    scores = mixture_scores(models, bench, masks, k=options.k, seed=options.seed)
+    progress.stage("controls", 1, 2)
+    scores["fedavg"] = _last_fedavg(program, bench)
+    scores["central_moe"] = central_score(program, bench)
+    progress.stage("controls", 2, 2)
+    seconds: dict[str, float] = defaultdict(float)
+    sent: dict[str, int] = defaultdict(int)
+    for record in records:
+        seconds[record.stage] += record.seconds
+        sent[GATES if record.stage == BUNDLES else record.stage] += record.bytes
+    seconds["controls"] = time.perf_counter() - began
+    return {
+        "data": options.data,
+        "nodes": options.nodes,
+        "split": options.split,
+        "k": options.k,
+        "seed": options.seed,
+        "accuracy": as_json(scores),
+        "privacy": _privacy(program),
+        "communication": {"train_bytes": {name: sent[name] for name in (FEATURES, EXPERTS, GATES, FEDAVG)}},
+        "seconds": dict(seconds),
+    }
+
+
+def _last_fedavg(program: TrainProgram, bench: TestBench) -> Score:
+    """Score the FedAvg control's final state, read from its checkpoint."""
+    assert program.run_folder is not None
+    state = Checkpoint(program.run_folder, [stage.name for stage in program.stages()]).load().finished[FEDAVG]
+    model = program.fedavg().model()
+    model.load_state_dict(state)
+    return bench.score_predictions(predict(model, bench.images))
+
+
+def _privacy(program: TrainProgram) -> dict[str, Any]:
+    """Say what privacy the run spent."""
+    options = program.options
+    if options.extractor != "fedsc":
+        return {"epsilon": None, "delta": None, "mechanism": "none: FedCE shares model weights only, and they are averaged without noise"}
+    if options.dp_epsilon is None:
+        why = "none: no --dp-epsilon was given; correlation matrices and model weights are shared without noise"
+        return {"epsilon": None, "delta": None, "mechanism": why}
+    epsilon = spent_epsilon(program.noise_multiplier, releases=options.rounds, delta=options.dp_delta)
+    mechanism = (
+        f"Gaussian on correlation matrices, noise multiplier {program.noise_multiplier:.3f}, {options.rounds} releases a node, replace-one; "
+        "model weights are averaged without noise"
+    )
+    return {"epsilon": epsilon, "delta": options.dp_delta, "mechanism": mechanism}

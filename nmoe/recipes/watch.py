@@ -1,0 +1,108 @@
+"""Watching a run: accuracy of what a round made, and progress for the person who waits.
+
+The server of a real federation has no expert and no node's memory; these measurements belong to a simulation, where node memories lie in the run
+folder, and stop there: nothing here flows back into training.
+"""
+
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from nmoe.data import to_unit
+from nmoe.federate import Gates, NodeMemory, Record, Stage, State, Watcher
+from nmoe.federate.payload import select
+from nmoe.learn import Classifier, nearest_neighbours, predict
+from nmoe.moe import Expert, StackedExperts, TopKGate, build, restore
+from nmoe.recipes.evaluate import TestBench, gate_score, own_expert_score
+from nmoe.recipes.program import BUNDLES, EXPERTS, FEATURES, TrainProgram, node_memory_folder
+
+MAX_LABELLED = 2000  # training images that vote in the kNN monitor
+ALWAYS = 1 << 62  # a clock after every clock
+
+
+class Progress(Protocol):
+    """What shows a run's progress: ``stage`` is told of every round that ends."""
+
+    def stage(self, name: str, done: int, total: int) -> None:
+        """Say that ``done`` of ``total`` steps of a stage have ended."""
+
+
+class RunWatcher(Watcher):
+    """Evaluates every round on the test set and passes progress on.
+
+    Args:
+        program: the run, with a run folder.
+        bench: the test set.
+        progress: told of every round.
+    """
+
+    def __init__(self, program: TrainProgram, bench: TestBench, progress: Progress) -> None:
+        self._program = program
+        self._bench = bench
+        self._progress = progress
+        self.records: list[Record] = []
+        self._frozen: tuple[Tensor, Tensor] | None = None  # test features and all experts' logits, known when gates train
+
+    def evaluate(self, stage: Stage, round: int, state: State) -> dict[str, float]:
+        if stage.name == FEATURES:
+            return {"knn": self._knn(select("extractor", state))}
+        if stage.name == EXPERTS:
+            features = predict(restore(self._program.extractor(), state), self._bench.images)
+            return {"own_local": own_expert_score(self._experts(), features, self._bench).local}
+        if isinstance(stage, Gates):
+            return self._gates(stage, state)
+        if stage.name == BUNDLES:
+            return {}
+        spec = self._program
+        model = Classifier(
+            extractor=restore(spec.extractor(), select("extractor", state)), head=restore(spec.expert(), select("head", state))
+        )
+        return {"fedavg_global": self._bench.score_predictions(predict(model, self._bench.images)).global_}
+
+    def seen(self, record: Record) -> None:
+        self.records.append(record)
+        self._progress.stage(record.stage, record.round, record.rounds)
+
+    def _knn(self, tensors: State) -> float:
+        train = self._program.data().train
+        extractor = restore(self._program.extractor(), tensors)
+        step = max(1, len(train) // MAX_LABELLED)
+        features = predict(extractor, to_unit(train.images[::step]))
+        test_features = predict(extractor, self._bench.images)
+        labels = torch.from_numpy(train.labels[::step].copy())
+        return nearest_neighbours(features, labels, test_features, self._bench.labels, num_classes=train.num_classes)
+
+    def _experts(self) -> list[Expert]:
+        experts = []
+        for node in range(self._program.options.nodes):
+            tensors = self._memory(node).read("expert", before=ALWAYS)
+            fresh = build(self._program.expert(), generator=torch.Generator())
+            expert = fresh if tensors is None else restore(self._program.expert(), tensors)  # a node that never trained has none
+            assert isinstance(expert, Expert)
+            experts.append(expert)
+        return experts
+
+    def _memory(self, node: int) -> NodeMemory:
+        assert self._program.run_folder is not None
+        return NodeMemory(node_memory_folder(self._program.run_folder, node))
+
+    def _gates(self, stage: Gates, state: State) -> dict[str, float]:
+        if self._frozen is None:
+            extractor_state = next(
+                found for node in range(stage.num_nodes) if (found := self._memory(node).read("extractor", before=ALWAYS)) is not None
+            )
+            features = predict(restore(stage.extractor, extractor_state), self._bench.images)
+            self._frozen = features, predict(StackedExperts(self._experts()), features)
+        features, logits = self._frozen
+        personal = any(self._memory(node).versions("gate") for node in range(stage.num_nodes))
+        same = not personal and all(len(row) == stage.num_nodes - 1 for row in stage.neighbours)
+        routes = []
+        for node in range(1 if same else stage.num_nodes):
+            own = self._memory(node).read("gate", before=ALWAYS) or {}
+            gate = restore(stage.gate, stage.personal_gate(state, own))
+            assert isinstance(gate, TopKGate)
+            routes.append(partial(gate, k=stage.k, mask=stage.mask(node)))
+        score = gate_score(routes, features, logits, self._bench, mix=stage.mix)
+        return {"nmoe_global": score.global_, "nmoe_local": score.local}
