@@ -1,7 +1,8 @@
 """Seeds: every draw in nmoe takes an explicit generator made here.
 
-A generator belongs to a path of labels below one run seed, for example ``torch_generator(0, "fedsc", "train", round, node)``. Equal paths give
-equal streams on one machine, whatever the engine, the order of the nodes or a resume in between, so no generator state is ever stored.
+A generator belongs to a path of labels below one run seed, for example ``torch_generator(0, "fedsc", "train", round, node)``. Equal paths
+give equal streams on one machine, whatever the engine, the order of the nodes or a resume in between, so no generator state is ever
+stored.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""Federated training: algorithms, the loop that runs them, and the engines below it. Flower is imported only by ``nmoe.federate.flower``."""
+"""Federated training: algorithms, the loop that runs them, and the engines; only ``nmoe.federate.flower`` imports Flower."""
 
 from nmoe.federate.base import Answers, Call, Exchange, Node, Program, Report, Stage, State, merge, node_name, refusal
 from nmoe.federate.bundles import WriteBundles

@@ -1,9 +1,10 @@
 """Base of the federated family: stages, nodes, exchanges, and how updates are checked and merged.
 
-A ``Stage`` is one algorithm, both sides of it: ``start`` and ``round`` run on the server, ``answer`` on a node. It sees the world only through an
-``Exchange``, so the same object runs in process, over Flower's Ray simulation and over SuperLink and SuperNodes.
+A ``Stage`` is one algorithm, both sides of it: ``start`` and ``round`` run on the server, ``answer`` on a node. It sees the world only
+through an ``Exchange``, so the same object runs in process, over Flower's Ray simulation and over SuperLink and SuperNodes.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -234,16 +235,51 @@ class Accepted(NamedTuple):
     refused: list[str]
 
 
-def accept(answers: Answers, wanted: Mapping[str, Tensor]) -> Accepted:
-    """Split replies into sound updates and refusals; see ``refusal``."""
-    updates, refused = {}, [f"{node_name(node)}: {reason}" for node, reason in answers.failures.items()]
+def accept(answers: Answers, wanted: Mapping[str, Tensor], *facts: str) -> Accepted:
+    """Split replies into sound updates and refusals.
+
+    Args:
+        answers: what came back.
+        wanted: tensors with the names, shapes and dtypes an update must have; see ``refusal``.
+        facts: names of finite numbers that it must carry; ``samples`` must be above 0, since it is a weight.
+    """
+    updates, refused = {}, silent(answers)
     for node, reply in answers.replies.items():
-        reason = refusal(reply.tensors, wanted)
+        reason = refusal(reply.tensors, wanted) or _bad_fact(reply, facts)
         if reason is None:
             updates[node] = reply
         else:
             refused.append(f"{node_name(node)}: {reason}")
     return Accepted(updates, refused)
+
+
+def silent(answers: Answers) -> list[str]:
+    """Return one line per node that did not answer."""
+    return [f"{node_name(node)}: {reason}" for node, reason in answers.failures.items()]
+
+
+def _bad_fact(reply: Payload, facts: Sequence[str]) -> str | None:
+    for name in facts:
+        value = reply.facts.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            return f"{name} is {value!r}, wanted a finite number"
+        if name == "samples" and value <= 0:
+            return f"samples is {value}, wanted above 0"
+    return None
+
+
+def numeric(reply: Payload, name: str) -> float:
+    """Return a fact of an accepted reply, checked by ``accept`` to be a number."""
+    value = reply.facts[name]
+    assert isinstance(value, int | float)
+    return float(value)
+
+
+def mean_facts(updates: Mapping[int, Payload], *names: str) -> dict[str, float]:
+    """Return the mean over nodes of facts that accepted replies carry; nothing without any reply."""
+    if not updates:
+        return {}
+    return {name: sum(numeric(reply, name) for reply in updates.values()) / len(updates) for name in names}
 
 
 def merge(updates: Sequence[tuple[float, Mapping[str, Tensor]]], previous: Mapping[str, Tensor]) -> State:
@@ -268,10 +304,3 @@ def merge(updates: Sequence[tuple[float, Mapping[str, Tensor]]], previous: Mappi
             mean.add_(tensor, alpha=weight / total)
         merged[name] = mean
     return merged
-
-
-def mean_facts(updates: Mapping[int, Payload], *names: str) -> dict[str, float]:
-    """Return the mean over nodes of facts that their replies carry; names without any reply are left out."""
-    if not updates:
-        return {}
-    return {name: sum(float(reply.facts[name]) for reply in updates.values()) / len(updates) for name in names}  # type: ignore[arg-type]  # facts named here are numbers

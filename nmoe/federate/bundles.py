@@ -1,14 +1,14 @@
 """Bundles: the last stage; every node receives the final gate and writes what it will serve.
 
-A bundle holds the frozen extractor, the node's own expert and its gate. In a simulation the folders lie side by side in the run; on real machines
-each node writes to its own disk, and its expert never leaves it.
+A bundle holds the frozen extractor, the node's own expert and its gate. In a simulation the folders lie side by side in the run; on real
+machines each node writes to its own disk, and its expert never leaves it.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from nmoe.core.bundle import Provenance, write_bundle
-from nmoe.federate.base import Call, Exchange, Node, Report, Stage, State, accept, node_name
+from nmoe.federate.base import Call, Exchange, Node, Report, Stage, State, node_name, silent
 from nmoe.federate.gates import Gates
 from nmoe.federate.payload import Payload
 
@@ -38,8 +38,7 @@ class WriteBundles(Stage):
 
     def round(self, state: State, number: int, call: Callable[[str], Call], exchange: Exchange) -> tuple[State, Report]:
         answers = exchange.ask(call("write"), dict.fromkeys(exchange.nodes, Payload(state)))
-        _, refused = accept(answers, {})
-        return state, Report({}, refused)
+        return state, Report({}, silent(answers))
 
     def answer(self, call: Call, request: Payload, node: Node) -> Payload:
         if node.bundle_folder is None:

@@ -1,7 +1,7 @@
 """Checkpoint: the server's state after every round, as one safetensors file per stage, and the lines of metrics.jsonl.
 
-``checkpoint/<stage>.safetensors`` holds a stage's state and, in its metadata, the round and clock it was written at. It is replaced by rename; the
-metrics line of a round is written before it, and lines that are newer than the state are dropped on resume.
+``checkpoint/<stage>.safetensors`` holds a stage's state and, in its metadata, the round and clock it was written at. It is replaced by
+rename; the metrics line of a round is written before it, and lines that are newer than the state are dropped on resume.
 """
 
 import json

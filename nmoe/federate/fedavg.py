@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nmoe.core.bundle import ModelSpec
 from nmoe.core.seeds import torch_generator
-from nmoe.federate.base import Call, Exchange, Node, Report, Stage, State, accept, mean_facts, merge
+from nmoe.federate.base import Call, Exchange, Node, Report, Stage, State, accept, mean_facts, merge, numeric
 from nmoe.federate.payload import Payload
 from nmoe.learn import Classifier, LocalTraining, cosine_scale, train_supervised
 from nmoe.moe import CONSTANTS, build, fresh_extractor
@@ -54,8 +54,8 @@ class FedAvg(Stage):
     def round(self, state: State, number: int, call: Callable[[str], Call], exchange: Exchange) -> tuple[State, Report]:
         request = Payload(state)
         answers = exchange.ask(call("train"), dict.fromkeys(exchange.nodes, request))
-        updates, refused = accept(answers, trained(state))
-        weighted = [(float(update.facts["samples"]), update.tensors) for update in updates.values()]  # type: ignore[arg-type]  # a number
+        updates, refused = accept(answers, trained(state), "samples", "loss")
+        weighted = [(numeric(update, "samples"), update.tensors) for update in updates.values()]
         return merge(weighted, state), Report(mean_facts(updates, "loss"), refused)
 
     def answer(self, call: Call, request: Payload, node: Node) -> Payload:

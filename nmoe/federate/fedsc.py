@@ -1,7 +1,7 @@
 """FedSC: the shared extractor without labels, by spectral contrastive learning across nodes; stage 1 of NMoE.
 
-Source: Jing, Yu, Zhang, Zhang, "FedSC: Provable Federated Self-supervised Learning with Spectral Contrastive Objective over Non-i.i.d. Data",
-ICML 2024 (arXiv 2405.03949), and its public code.
+Source: Jing, Yu, Zhang, Zhang, "FedSC: Provable Federated Self-supervised Learning with Spectral Contrastive Objective over Non-i.i.d.
+Data", ICML 2024 (arXiv 2405.03949), and its public code.
 
 | paper | here | meaning |
 |---|---|---|
@@ -11,12 +11,12 @@ ICML 2024 (arXiv 2405.03949), and its public code.
 | E | training.epochs | local epochs |
 | alpha_t | annealed_alpha | weight of the own negatives, 1 down to ``last_alpha`` |
 
-A round has two exchanges: "correlation" (weights down, matrix up) and "train" (external matrix down, weights up; the node kept the weights
-it received). Nodes outside the cohort keep their
-stale matrix on the server; in round 0 all take part. Weights are averaged uniformly, as in the code.
+A round has two exchanges: "correlation" (weights down, matrix up) and "train" (external matrix down, weights up; the node kept the
+weights it received). Nodes outside the cohort keep their stale matrix on the server; in round 0 all take part. Weights are averaged
+uniformly, as in the code.
 
-Departures: the server subtracts a node's own matrix instead of the node (same bytes). Only
-the upper triangle travels: the loss sees nothing else. ``last_alpha`` should be 1/J for an unbiased end point (derived; the code keeps 0.2).
+Departures: the server subtracts a node's own matrix instead of the node (same bytes). Only the upper triangle travels: the loss sees
+nothing else. ``last_alpha`` should be 1/J for an unbiased end point (derived; the code keeps 0.2).
 """
 
 import math
@@ -118,7 +118,7 @@ class FedSC(Stage):
 
         requests = {node: Payload(external(matrices, node, len(exchange.nodes))) for node in shared}
         answers = exchange.ask(call("train"), requests)
-        updates, refused_updates = accept(answers, trained(weights))
+        updates, refused_updates = accept(answers, trained(weights), "loss")
         weights = merge([(1.0, update.tensors) for update in updates.values()], weights)
         return weights | prefixed("matrix", matrices), Report(mean_facts(updates, "loss"), refused + refused_updates)
 

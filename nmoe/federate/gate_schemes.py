@@ -1,14 +1,15 @@
 """Gate schemes: who trains the shared gate in a round, which experts a training batch asks, and what is synchronised.
 
-Source: NMoE (arXiv 2511.01743), stage 3: RanGate, RollGate and FedGate. The names are the paper's; their definitions are not public to us.
+Source: NMoE (arXiv 2511.01743), stage 3: RanGate, RollGate and FedGate. The names are the paper's; their definitions are not public to
+us.
 
 Departures: two readings of the names (spec, section 2.2). Reading A (default) says who trains: RanGate, one randomly drawn node a round,
-which then hands the gate to all; RollGate, the nodes in turn; FedGate, all in parallel, averaged. Reading B says which experts are asked in
-training while all nodes train in parallel: RanGate, k random ones per batch; RollGate, the next k in a fixed order; FedGate as in A. An untrained
-gate with random experts is a control of its own (``nmoe.moe.random_uniform``), not RanGate.
+which then hands the gate to all; RollGate, the nodes in turn; FedGate, all in parallel, averaged. Reading B says which experts are asked
+in training while all nodes train in parallel: RanGate, k random ones per batch; RollGate, the next k in a fixed order; FedGate as in A.
+An untrained gate with random experts is a control of its own (``nmoe.moe.random_uniform``), not RanGate.
 
-"Partially synchronised" is open too; the choices are ``Synchronisation``'s final classes. ``FullSync`` is our default: with two classes a node, a
-personal output layer never learns to route the other eight.
+"Partially synchronised" is open too; the choices are ``Synchronisation``'s final classes. ``FullSync`` is our default: with two classes a
+node, a personal output layer never learns to route the other eight.
 """
 
 from abc import ABC, abstractmethod

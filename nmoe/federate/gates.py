@@ -20,7 +20,7 @@ from torch import Tensor
 
 from nmoe.core.bundle import ModelSpec
 from nmoe.core.seeds import torch_generator
-from nmoe.federate.base import Call, Exchange, Node, Report, Stage, State, accept, mean_facts, merge, node_name
+from nmoe.federate.base import Call, Exchange, Node, Report, Stage, State, accept, mean_facts, merge, node_name, numeric, silent
 from nmoe.federate.experts import local_features
 from nmoe.federate.fedavg import detached
 from nmoe.federate.gate_schemes import GateScheme
@@ -89,8 +89,8 @@ class Gates(Stage):
         down = state if number == 0 else self._travelling(state, number - 1)
         up = self._travelling(state, number)
         answers = exchange.ask(call("train"), dict.fromkeys(trainers, Payload(down)))
-        updates, refused_updates = accept(answers, up)
-        weights = {node: float(update.facts["samples"]) for node, update in updates.items()}  # type: ignore[arg-type]  # a number
+        updates, refused_updates = accept(answers, up, "samples", "loss", "nmoe_train")
+        weights = {node: numeric(update, "samples") for node, update in updates.items()}
         merged = merge([(weights[node], update.tensors) for node, update in updates.items()], up)
         if self.scheme.synchronisation().per_expert() and updates:
             merged |= self._merge_rows(up, updates, weights)
@@ -121,7 +121,7 @@ class Gates(Stage):
     def _gather_logits(self, call: Callable[[str], Call], exchange: Exchange) -> list[str]:
         """Let every node learn its neighbours' logits on its own samples; return who was refused."""
         answers = exchange.ask(call("features"), dict.fromkeys(exchange.nodes, Payload()))
-        refused = [f"{node_name(node)}: {reason}" for node, reason in answers.failures.items()]
+        refused = silent(answers)
         features = {}
         for node, reply in answers.replies.items():
             tensor = reply.tensors.get("features", torch.empty(0))
@@ -138,9 +138,9 @@ class Gates(Stage):
         for node, reply in answers.replies.items():
             for origin, logits in reply.tensors.items():
                 replies[int(origin)][str(node)] = logits
-        refused += [f"{node_name(node)}: {reason}" for node, reason in answers.failures.items()]
+        refused += silent(answers)
         kept = exchange.ask(call("keep"), {origin: Payload(logits) for origin, logits in replies.items()})
-        return refused + [f"{node_name(node)}: {reason}" for node, reason in kept.failures.items()]
+        return refused + silent(kept)
 
     def answer(self, call: Call, request: Payload, node: Node) -> Payload:
         if call.action == "train":

@@ -1,8 +1,8 @@
 """Payload: what one federated message holds, and its exact size on the wire.
 
-Layout of the encoded form: 4 bytes little-endian length of the head, the head (msgpack: facts, and name, dtype and shape of each tensor), then
-the raw tensor bytes in the head's order. The in-process engine passes payloads by reference and counts ``num_bytes``; the Flower engine sends
-``encode()``. Both are the same number, and a test holds them together.
+Layout of the encoded form: 4 bytes little-endian length of the head, the head (msgpack: facts, and name, dtype and shape of each tensor),
+then the raw tensor bytes in the head's order. The in-process engine passes payloads by reference and counts ``num_bytes``; the Flower
+engine sends ``encode()``. Both are the same number, and a test holds them together.
 """
 
 import math

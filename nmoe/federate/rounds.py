@@ -1,7 +1,7 @@
 """The loop: stages, rounds, checkpoints and metrics; and the in-process exchange.
 
-Every engine runs this loop; they differ in the ``Exchange`` alone. After each round the state is written to ``checkpoint/`` and a line is added to
-``metrics.jsonl``; a run killed at any moment continues from its last whole round and ends bit-identical.
+Every engine runs this loop; they differ in the ``Exchange`` alone. After each round the state is written to ``checkpoint/`` and a line is
+added to ``metrics.jsonl``; a run killed at any moment continues from its last whole round and ends bit-identical.
 """
 
 import time

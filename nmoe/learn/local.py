@@ -103,7 +103,7 @@ class LocalTraining:
             for batch in batches(num_samples, self.batch_size, generator):
                 value = loss(batch)
                 optimiser.zero_grad(set_to_none=True)
-                value.backward()  # type: ignore[no-untyped-call]  # torch's stub
+                value.backward()
                 if self.max_gradient_norm < math.inf:
                     nn.utils.clip_grad_norm_(parameters, self.max_gradient_norm)
                 optimiser.step()

@@ -3,12 +3,12 @@
 Source: FedSC, section on private sharing, and its public code: R~_j = R_j + s N(0,1)^{d x d}, independent entries.
 
 Sensitivity (derived in the project's spec, tested): every image adds (1/n) times an average of matrices z z^T with trace at most mu, so
-replacing one image of n moves R by at most sqrt(2) mu / n in Frobenius norm. T releases of one node compose to
-a Gaussian mechanism with noise multiplier z / sqrt(T), where z = s / sensitivity; the accountant (privacy loss distributions) does the arithmetic.
+replacing one image of n moves R by at most sqrt(2) mu / n in Frobenius norm. T releases of one node compose to a Gaussian mechanism with
+noise multiplier z / sqrt(T), where z = s / sensitivity; the accountant (privacy loss distributions) does the arithmetic.
 
 Departures: the source's noise constant is fixed by hand for one data set; here it is calibrated to (epsilon, delta), per node, by its own
-number of images. The loss only sees the symmetric part of a matrix, so that alone is sent (post-processing: costs no privacy).
-What is private: the matrices only. Model weights are averaged without noise, as in the source.
+number of images. The loss only sees the symmetric part of a matrix, so that alone is sent (post-processing: costs no privacy). What is
+private: the matrices only. Model weights are averaged without noise, as in the source.
 """
 
 import math

@@ -1,9 +1,10 @@
 """Probes: how good frozen features are, by a linear classifier and by nearest neighbours.
 
-Source: FedSC's public code: probe by Adam, learning rate 3e-3, 200 epochs, batch 512, no augmentation; kNN by cosine similarity, k = 200, votes
-weighted by exp(similarity / 0.1).
+Source: FedSC's public code: probe by Adam, learning rate 3e-3, 200 epochs, batch 512, no augmentation; kNN by cosine similarity, k = 200,
+votes weighted by exp(similarity / 0.1).
 
-Departures: kNN takes at most a tenth of the labelled samples, since k = 200 would be a seventh of digits; the probe standardises its features.
+Departures: kNN takes at most a tenth of the labelled samples, since k = 200 would be a seventh of digits; the probe standardises its
+features.
 """
 
 import torch

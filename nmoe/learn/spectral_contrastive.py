@@ -1,7 +1,7 @@
 """Spectral contrastive learning with an external correlation matrix: the local objective of FedSC.
 
-Source: Jing, Yu, Zhang, Zhang, "FedSC: Provable Federated Self-supervised Learning with Spectral Contrastive Objective over Non-i.i.d. Data",
-ICML 2024 (arXiv 2405.03949), and its public code; the loss is HaoChen et al., NeurIPS 2021.
+Source: Jing, Yu, Zhang, Zhang, "FedSC: Provable Federated Self-supervised Learning with Spectral Contrastive Objective over Non-i.i.d.
+Data", ICML 2024 (arXiv 2405.03949), and its public code; the loss is HaoChen et al., NeurIPS 2021.
 
 | paper | here | meaning |
 |---|---|---|
@@ -56,7 +56,7 @@ def clip(embeddings: Float[Tensor, "batch embedding"], *, mu: float) -> Float[Te
     """
     if not mu > 0:
         raise ValueError(f"mu must be above 0, got {mu}")
-    norms = embeddings.norm(dim=1, keepdim=True)
+    norms: Tensor = embeddings.norm(dim=1, keepdim=True)
     return embeddings * (math.sqrt(mu) / norms.clamp(min=math.sqrt(mu)))
 
 
@@ -89,7 +89,7 @@ def spectral_contrastive_loss(
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be between 0 and 1, got {alpha}")
     positives: Tensor = -2 * (first * second).sum() / first.shape[0]
-    own = correlation(torch.cat((first, second)))
+    own: Tensor = correlation(torch.cat((first, second)))
     if external is None:
         return positives + own.square().sum()
     return positives + alpha * own.square().sum() + 2 * (1 - alpha) * (own * external.T.detach()).sum()

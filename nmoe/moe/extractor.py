@@ -3,9 +3,9 @@
 Source: Fixup-ResNet-20 as in FedSC (Jing et al., ICML 2024, public code; Fixup by Zhang, Dauphin and Ma, ICLR 2019). The small
 convolutional extractor is ours (spec of the project, own trial on digits).
 
-Departures: none of the two uses batch normalisation, as in the source: it couples samples, which would break the sensitivity analysis of the
-shared correlation matrices and makes averaging awkward. Pixels and features are standardised inside the extractor by constants (buffers), so
-that a bundle cannot be served with others than it was trained with; the features' are 0 and 1 until stage 2 measures them.
+Departures: none of the two uses batch normalisation, as in the source: it couples samples, which would break the sensitivity analysis of
+the shared correlation matrices and makes averaging awkward. Pixels and features are standardised inside the extractor by constants
+(buffers), so that a bundle cannot be served with others than it was trained with; the features' are 0 and 1 until stage 2 measures them.
 """
 
 import math

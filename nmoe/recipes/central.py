@@ -1,8 +1,8 @@
 """Control: the same mixture, trained in one place on all the data.
 
-Extractor, experts and gate have the shapes of the federated run and are trained together, with labels, by the mixture's loss; nothing is frozen and
-nothing is private. It says what the same networks learn when the data is shared. A small balance term keeps one expert from taking
-everything (without it the gate collapses onto one expert on digits); like the FedAvg control it sees no augmented images.
+Extractor, experts and gate have the shapes of the federated run and are trained together, with labels, by the mixture's loss; nothing is
+frozen and nothing is private. It says what the same networks learn when the data is shared. A small balance term keeps one expert from
+taking everything (without it the gate collapses onto one expert on digits); like the FedAvg control it sees no augmented images.
 """
 
 import torch

@@ -1,7 +1,7 @@
 """Evaluation: NMoE and its controls on the nodes' local test distributions and on the global test set.
 
-Every method gives a table of which test image each node would get right, [node, test]. The global figure is its mean; the local one weighs test
-images by class, as often as the class occurs in the node's training data, so the whole test set is used and nothing is drawn.
+Every method gives a table of which test image each node would get right, [node, test]. The global figure is its mean; the local one
+weighs test images by class, as often as the class occurs in the node's training data, so the whole test set is used and nothing is drawn.
 """
 
 from collections.abc import Callable, Mapping, Sequence

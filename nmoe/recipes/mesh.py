@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 
 from nmoe.core.errors import MeshError
-from nmoe.data import load
-from nmoe.node import MeshProcesses, connect
+from nmoe.data import ImageDataset, load
+from nmoe.federate import node_name
+from nmoe.node import InferReply, MeshProcesses, connect
 from nmoe.recipes.serve import bundle_folders
 
 FIND_S = 5.0  # how long to wait for the first node of a mesh
@@ -80,27 +81,31 @@ def infer_images(
         for number in range(min(count, len(test))):
             asked = names[number % len(names)]
             reply = client.infer(asked, torch.from_numpy(test.images[number : number + 1]), deadline_s=deadline_s, k=k)
-            label, truth = int(reply.labels[0]), int(test.labels[number])
-            by = {client_name: round(weight, 3) for client_name, weight in _answerers(reply.experts[0].tolist(), reply.weights[0].tolist())}
-            share = float(reply.probabilities[0, label])
-            if as_json:
-                row = {
-                    "image": number,
-                    "node": asked,
-                    "label": label,
-                    "truth": truth,
-                    "probability": share,
-                    "experts": by,
-                    "ms": 1000 * reply.seconds,
-                }
-                say(json.dumps(row))
-            else:
-                who = ", ".join(f"{name} {weight:.2f}" for name, weight in by.items())
-                name = test.label_names[label]
-                say(
-                    f"image {number} to {asked}: {name} ({share:.0%}; truth {test.label_names[truth]}) by {who} in {1000 * reply.seconds:.1f} ms"
-                )
+            say(_row(number, asked, reply, test) if as_json else _line(number, asked, reply, test))
 
 
-def _answerers(experts: list[int], weights: list[float]) -> list[tuple[str, float]]:
-    return [(f"node-{expert}", weight) for expert, weight in zip(experts, weights, strict=True) if expert >= 0]
+def _row(number: int, asked: str, reply: InferReply, test: ImageDataset) -> str:
+    label = int(reply.labels[0])
+    row = {
+        "image": number,
+        "node": asked,
+        "label": label,
+        "truth": int(test.labels[number]),
+        "probability": float(reply.probabilities[0, label]),
+        "experts": _answerers(reply),
+        "ms": 1000 * reply.seconds,
+    }
+    return json.dumps(row)
+
+
+def _line(number: int, asked: str, reply: InferReply, test: ImageDataset) -> str:
+    label, truth = int(reply.labels[0]), int(test.labels[number])
+    share, ms = float(reply.probabilities[0, label]), 1000 * reply.seconds
+    by = ", ".join(f"{name} {weight:.2f}" for name, weight in _answerers(reply).items())
+    said, true = test.label_names[label], test.label_names[truth]
+    return f"image {number} to {asked}: {said} ({share:.0%}; truth {true}) by {by} in {ms:.1f} ms"
+
+
+def _answerers(reply: InferReply) -> dict[str, float]:
+    pairs = zip(reply.experts[0].tolist(), reply.weights[0].tolist(), strict=True)
+    return {node_name(expert): weight for expert, weight in pairs if expert >= 0}

@@ -139,7 +139,7 @@ def _privacy(program: TrainProgram) -> dict[str, Any]:
         return {"epsilon": None, "delta": None, "mechanism": why}
     epsilon = spent_epsilon(program.noise_multiplier, releases=options.rounds, delta=options.dp_delta)
     mechanism = (
-        f"Gaussian on correlation matrices, noise multiplier {program.noise_multiplier:.3f}, {options.rounds} releases a node, replace-one; "
+        f"Gaussian on matrices, noise multiplier {program.noise_multiplier:.3f}, {options.rounds} releases a node, replace-one; "
         "model weights are averaged without noise"
     )
     return {"epsilon": epsilon, "delta": options.dp_delta, "mechanism": mechanism}

@@ -1,7 +1,7 @@
 """Watching a run: accuracy of what a round made, and progress for the person who waits.
 
-The server of a real federation has no expert and no node's memory; these measurements belong to a simulation, where node memories lie in the run
-folder, and stop there: nothing here flows back into training.
+The server of a real federation has no expert and no node's memory; these measurements belong to a simulation, where node memories lie in
+the run folder, and stop there: nothing here flows back into training.
 """
 
 from functools import partial

@@ -196,10 +196,10 @@ def ask(hub: MemoryHub, service: Service, payload: bytes, *, timeout_s: float = 
 
 
 @pytest.mark.parametrize("service", list(Service))
-@pytest.mark.parametrize("payload", [b"", b"nonsense", b"NMOE\x01\x01", encode(ExpertReply(request=1, logits=torch.ones(1, 1), compute_s=0))])
-def test_damaged_requests_are_refused_and_fail_alone(
-    mesh: Any, images: Tensor, eventually: Any, service: Service, payload: bytes
-) -> None:
+@pytest.mark.parametrize(
+    "payload", [b"", b"nonsense", b"NMOE\x01\x01", encode(ExpertReply(request=1, logits=torch.ones(1, 1), compute_s=0))]
+)
+def test_damaged_requests_are_refused_and_fail_alone(mesh: Any, images: Tensor, eventually: Any, service: Service, payload: bytes) -> None:
     with serving(mesh, eventually) as (hub, client, _):
         reply = ask(hub, service, payload)
         assert isinstance(reply, bytes)

@@ -167,7 +167,9 @@ def test_insecure_allows_it(transports: Transports) -> None:
     transports("one", f"tcp/0.0.0.0:{port}", [], insecure=True)
 
 
-@pytest.mark.parametrize("place", ["127.0.0.1:7447", "tcp/127.0.0.1", "tcp/127.0.0.1:99999", "smoke/127.0.0.1:1", "tcp/127.0.0.1:1#iface=lo"])
+@pytest.mark.parametrize(
+    "place", ["127.0.0.1:7447", "tcp/127.0.0.1", "tcp/127.0.0.1:99999", "smoke/127.0.0.1:1", "tcp/127.0.0.1:1#iface=lo"]
+)
 def test_malformed_endpoints_are_named(transports: Transports, place: str) -> None:
     with pytest.raises(ValueError, match="an endpoint looks like"):
         transports("one", place, [])
