@@ -137,13 +137,27 @@ def read_card(folder: Path) -> BundleCard:
         raise BundleError(f"{folder} is not a bundle: no card.json in it")
     try:
         card = msgspec.json.decode(path.read_bytes(), type=BundleCard)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BundleError(f"{path} is damaged or of another format: {error}") from error
     if card.format != FORMAT:
         raise BundleError(f"{path} has bundle format {card.format}, this nmoe reads format {FORMAT}")
-    if card.node not in card.experts or not set(card.neighbours) <= set(card.experts) or set(card.files) != set(PARTS):
-        raise BundleError(f"{path} contradicts itself: node, neighbours and experts, or its files, do not match")
+    if reason := _contradiction(card):
+        raise BundleError(f"{path} contradicts itself: {reason}")
     return card
+
+
+def _contradiction(card: BundleCard) -> str | None:
+    """Say which fields of a card cannot hold together, or None."""
+    reachable = (card.node, *card.neighbours)
+    if len(set(card.experts)) != len(card.experts) or len(set(reachable)) != len(reachable) or not set(reachable) <= set(card.experts):
+        return "node and neighbours are not different ones of its experts"
+    if set(card.files) != set(PARTS):
+        return f"its files are not those of {', '.join(PARTS)}"
+    if card.k < 1:  # a large one is none: serving asks as many as it reaches
+        return f"k is {card.k}"
+    if not all(0 <= label < card.num_classes for label in card.classes_seen):
+        return f"a class it has seen is not one of its {card.num_classes}"
+    return None
 
 
 def read_bundle(folder: Path) -> Bundle:

@@ -24,7 +24,6 @@ from nmoe.node.transport.zenoh import ZenohTransport
 
 GRACE_S = 2.0  # between asking a process to end and ending it; our choice
 NUM_SEEDS = 3
-SWITCH_INTERVAL_S = 0.0005  # Python's default of 5 ms lets the compute thread keep a request waiting; measured in docs
 
 Command = Callable[[Path, str, str, Sequence[str]], list[str]]
 
@@ -53,7 +52,6 @@ def run_node(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     torch.set_num_threads(1)
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
     bundle = read_bundle(bundle_folder)
     card = bundle.card
     transport = ZenohTransport(

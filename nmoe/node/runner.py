@@ -21,7 +21,29 @@ from torch import Tensor
 from nmoe.core.bundle import Bundle
 from nmoe.core.errors import MessageError
 from nmoe.node.admission import Admission
+from nmoe.node.events import (
+    Answer,
+    ComputeExpert,
+    ComputeFailed,
+    ComputeRouting,
+    DeadlinePassed,
+    Effect,
+    Event,
+    InferArrived,
+    LocalAnswered,
+    PeerAnswered,
+    PeerDown,
+    PeerGone,
+    PeerRefused,
+    PeerUp,
+    Refuse,
+    Routed,
+    SendExpertRequest,
+    SetTimer,
+)
 from nmoe.node.messages import (
+    MAX_MESSAGE_BYTES,
+    MAX_ROWS,
     ExpertReply,
     ExpertRequest,
     InferReply,
@@ -35,32 +57,10 @@ from nmoe.node.messages import (
     refusal,
 )
 from nmoe.node.model import NodeCompute
-from nmoe.node.protocol import (
-    Answer,
-    ComputeExpert,
-    ComputeFailed,
-    ComputeRouting,
-    DeadlinePassed,
-    Effect,
-    Event,
-    InferArrived,
-    LocalAnswered,
-    NodeRules,
-    NodeState,
-    PeerAnswered,
-    PeerDown,
-    PeerGone,
-    PeerRefused,
-    PeerUp,
-    Refuse,
-    Routed,
-    SendExpertRequest,
-    SetTimer,
-    step,
-)
+from nmoe.node.protocol import NodeRules, NodeState, step
 from nmoe.node.transport.base import Respond, Service, Silence, Transport
 
-ANSWER_MARGIN_S = 0.02  # an answer leaves this much before its deadline, or a tenth of the deadline if that is less; our choice
+ANSWER_MARGIN_S = 0.05  # an answer leaves this much before its deadline, or a tenth of the deadline if that is less; our choice
 
 
 @dataclass(slots=True, kw_only=True)
@@ -106,6 +106,8 @@ class NodeRunner:
                 max_requests=max_requests,
             )
         )
+        bytes_per_row = max(4 * self._compute.feature_dim, 4 * self.card.num_classes + 8 + 12 * len(self.card.experts))
+        self._max_batch = min(MAX_ROWS, (MAX_MESSAGE_BYTES - 1024) // bytes_per_row)  # so that every message about it can be sent
         self._arrivals = Admission(max_items=max_jobs, max_bytes=max_job_bytes)
         self._expert_jobs = Admission(max_items=max_jobs, max_bytes=max_job_bytes)
         self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
@@ -130,6 +132,13 @@ class NodeRunner:
         self._warm_up()
         for thread in self._threads:
             thread.start()
+        try:
+            self._join_mesh()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _join_mesh(self) -> None:
         self.transport.watch(lambda peer, alive: self._inbox.put(lambda: self._happen(PeerUp(peer) if alive else PeerDown(peer))))
         self.transport.serve(Service.EXPERT, self._expert_arrived)
         self.transport.serve(Service.INFER, lambda data, respond: self._arrived(data, respond, self._read_infer))
@@ -181,7 +190,7 @@ class NodeRunner:
 
         def work() -> None:
             self._expert_jobs.leave(len(data))
-            respond(encode(self._serve_expert(data, arrived_s)))
+            respond(self._serve_expert(data, arrived_s))
 
         self._work.put(work)
 
@@ -243,6 +252,8 @@ class NodeRunner:
             raise MessageError("InferRequest wanted, Refusal came")
         if tuple(message.images.shape[1:]) != self.card.image_shape:
             raise MessageError(f"images of {self.card.image_shape} wanted, {tuple(message.images.shape[1:])} came")
+        if len(message.images) > self._max_batch:
+            raise MessageError(f"at most {self._max_batch} images at once, {len(message.images)} came")
         number = next(self._numbers)
         self._jobs[number] = _Job(respond=respond, images=message.images, arrived_s=arrived_s)
         due_s = arrived_s + message.deadline_s - min(ANSWER_MARGIN_S, message.deadline_s / 10)
@@ -328,7 +339,7 @@ class NodeRunner:
         features, routing = self._compute.route(images, mask=effect.mask, k=effect.k)
         return Routed(request=effect.request, features=features, experts=routing.experts, weights=routing.weights)
 
-    def _serve_expert(self, data: bytes, arrived_s: float) -> Message:
+    def _serve_expert(self, data: bytes, arrived_s: float) -> bytes:
         number = 0
         try:
             message = decode_as(data, ExpertRequest)
@@ -339,14 +350,15 @@ class NodeRunner:
                 raise MessageError(f"features of {self._compute.feature_dim} numbers wanted, {message.features.shape[1]} came")
             started_s = time.monotonic()
             if started_s > arrived_s + message.deadline_s:
-                return refusal(RefusalCode.LATE, f"{self.name} came to it after its deadline", request=number)
+                return encode(refusal(RefusalCode.LATE, f"{self.name} came to it after its deadline", request=number))
             logits = self._compute.expert(message.features)
+            reply = encode(ExpertReply(request=number, logits=logits, compute_s=time.monotonic() - started_s))
         except MessageError as error:
-            return refusal(RefusalCode.BAD_SHAPE, str(error), request=number)
+            return encode(refusal(RefusalCode.BAD_SHAPE, str(error), request=number))
         except Exception as error:  # noqa: BLE001  # whatever torch raises fails this request alone
-            return refusal(RefusalCode.FAILED, f"{type(error).__name__}: {error}", request=number)
+            return encode(refusal(RefusalCode.FAILED, f"{type(error).__name__}: {error}", request=number))
         self._rows_served += len(logits)
-        return ExpertReply(request=number, logits=logits, compute_s=time.monotonic() - started_s)
+        return reply
 
     def _warm_up(self) -> None:
         """Let torch do once what it does only once, so that the first request is not the slowest."""

@@ -44,7 +44,7 @@ def write_mesh(
             neighbours=tuple(name for name in names if name != names[index]),
             classes_seen=(index % NUM_CLASSES,),
             num_classes=NUM_CLASSES,
-            k=k,
+            k=min(k, len(names)),
             mix=mix,
             image_shape=IMAGE_SHAPE,
             provenance=Provenance(recipe="test", seed=seed, data="none", git_revision="none"),

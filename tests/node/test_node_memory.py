@@ -180,7 +180,7 @@ def test_refusals_are_mesh_errors_that_name_the_reason(mesh: Any, images: Tensor
 
 
 @pytest.mark.parametrize("wrong", [{"deadline_s": 0}, {"deadline_s": float("nan")}, {"deadline_s": 1, "k": 0}])
-def test_callers_mistakes_are_value_errors(wrong: dict[str, float], images: Tensor) -> None:
+def test_callers_mistakes_are_value_errors(wrong: dict[str, Any], images: Tensor) -> None:
     with MemoryHub() as hub, MeshClient(hub.transport("client")) as client:
         with pytest.raises(ValueError, match="must be"):
             client.infer("node-0", images, **wrong)
@@ -222,18 +222,22 @@ def test_expert_requests_of_wrong_width_or_too_late_are_refused(mesh: Any, event
 
 def test_a_full_node_refuses_at_once(mesh: Any, images: Tensor, eventually: Any) -> None:
     bundle = mesh.bundles[0]
-    with MemoryHub(lease_s=None) as hub, NodeRunner(bundle, hub.transport("node-0"), max_requests=1) as runner:
-        with hub.transport("node-1") as silent, MeshClient(hub.transport("client")) as client:
-            silent.serve(Service.EXPERT, lambda data, respond: None)
-            silent.announce()
-            eventually(lambda: runner.status().peers == ("node-1",))
-            first = threading.Thread(target=lambda: client.infer("node-0", images, deadline_s=1.0))
-            first.start()
-            eventually(lambda: len(runner._state.requests) == 1)
-            with pytest.raises(MeshError, match=r"refused \(busy\): node-0 has 1 requests"):
-                client.infer("node-0", images, deadline_s=1.0)
-            first.join()
+    with (
+        MemoryHub(lease_s=None) as hub,
+        NodeRunner(bundle, hub.transport("node-0"), max_requests=1) as runner,
+        hub.transport("node-1") as silent,
+        MeshClient(hub.transport("client")) as client,
+    ):
+        silent.serve(Service.EXPERT, lambda data, respond: None)
+        silent.announce()
+        eventually(lambda: runner.status().peers == ("node-1",))
+        first = threading.Thread(target=lambda: client.infer("node-0", images, deadline_s=1.0))
+        first.start()
+        eventually(lambda: len(runner._state.requests) == 1)
+        with pytest.raises(MeshError, match=r"refused \(busy\): node-0 has 1 requests"):
             client.infer("node-0", images, deadline_s=1.0)
+        first.join()
+        client.infer("node-0", images, deadline_s=1.0)
 
 
 def test_stopping_answers_what_is_in_progress(mesh: Any, images: Tensor, eventually: Any) -> None:
@@ -268,3 +272,13 @@ def test_a_damaged_bundle_does_not_start(mesh: Any, new_mesh: Meshes, tmp_path: 
     file.write_bytes(bytes(data))
     with pytest.raises(BundleError, match=r"expert.safetensors is damaged"):
         read_bundle(folder)
+
+
+def test_a_batch_too_large_for_the_messages_about_it_is_refused(
+    mesh: Any, images: Tensor, eventually: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nmoe.node.runner.MAX_MESSAGE_BYTES", 1024 + 10 * 4 * 128)
+    with serving(mesh, eventually) as (_, client, _):
+        with pytest.raises(MeshError, match="at most 10 images at once, 11 came"):
+            client.infer("node-0", images[:11], deadline_s=5)
+        client.infer("node-0", images[:10], deadline_s=5)

@@ -1,6 +1,6 @@
 """The same mesh over real sockets, in one process."""
 
-import datetime
+import datetime as dt
 import ipaddress
 import time
 from collections.abc import Callable, Iterator
@@ -185,7 +185,7 @@ def test_names_are_one_word(transports: Transports, name: str) -> None:
 
 def certificates(folder: Path) -> dict[str, TlsFiles]:
     """Two members signed by one authority, and a stranger signed by itself."""
-    now = datetime.datetime.now(datetime.UTC)
+    now = dt.datetime.now(dt.UTC)
 
     def sign(name: str, issuer: str, signer: ec.EllipticCurvePrivateKey | None, *, is_ca: bool) -> ec.EllipticCurvePrivateKey:
         key = ec.generate_private_key(ec.SECP256R1())
@@ -195,8 +195,8 @@ def certificates(folder: Path) -> dict[str, TlsFiles]:
             .issuer_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, issuer)]))
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(minutes=1))
-            .not_valid_after(now + datetime.timedelta(hours=1))
+            .not_valid_before(now - dt.timedelta(minutes=1))
+            .not_valid_after(now + dt.timedelta(hours=1))
             .add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
             .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
         )

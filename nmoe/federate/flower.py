@@ -1,0 +1,184 @@
+"""Flower: the same stages over Flower's Message API. The only file that imports flwr.
+
+Two runtimes: Flower's Ray simulation on one machine (``run_ray``), and SuperLink with SuperNodes over a network (``make_client_app`` and
+``make_server_app`` inside a Flower app, see deploy/). A message carries the encoded payload as one array, so both count the same bytes as the
+in-process engine, and every number arrives as it left.
+
+Node numbers are the ``partition-id`` of a SuperNode's configuration; Flower's own node ids are random in every run, so the exchange asks for numbers
+first ("hello") and sorts by them. Telemetry, update checks and per-run environments are switched off.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+os.environ.setdefault("FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+from flwr.simulation import run_simulation
+
+from nmoe.core.errors import EngineError, NmoeError
+from nmoe.federate.base import Answers, Call, Exchange, Node, Program, Stage, State, serve
+from nmoe.federate.payload import Payload
+from nmoe.federate.rounds import Watcher, run
+
+HELLO = "hello"
+POLL_S = 0.05
+
+
+class FlowerExchange(Exchange):
+    """Nodes behind a Flower grid.
+
+    Args:
+        grid: Flower's door to the nodes.
+        num_nodes: how many must be there before the run begins.
+        timeout_s: how long a node may take to answer a message.
+        join_timeout_s: how long to wait for the nodes.
+
+    Raises:
+        EngineError: when fewer nodes join in time, or two have one number.
+    """
+
+    def __init__(self, grid: Grid, *, num_nodes: int, timeout_s: float, join_timeout_s: float) -> None:
+        self._grid = grid
+        self._timeout_s = timeout_s
+        self._ids = self._meet(num_nodes, time.monotonic() + join_timeout_s)
+        super().__init__(sorted(self._ids))
+
+    def carry(self, call: Call, requests: Mapping[int, Payload]) -> Answers:
+        encoded: dict[int, bytes] = {}  # a broadcast is one payload for all nodes: encode it once
+        messages = []
+        for number, request in requests.items():
+            data = encoded.setdefault(id(request), request.encode())
+            messages.append(Message(content=_content(call, data), dst_node_id=self._ids[number], message_type="query"))
+        numbers = {node_id: number for number, node_id in self._ids.items()}
+        replies: dict[int, Payload] = {}
+        failures = dict.fromkeys(requests, f"no answer within {self._timeout_s:g} s")
+        for message in self._grid.send_and_receive(messages, timeout=self._timeout_s):
+            number = numbers[message.metadata.src_node_id]
+            if message.has_error():
+                failures[number] = f"error {message.error.code}: {str(message.error.reason).splitlines()[-1:]}"
+                continue
+            try:
+                payload = _payload(message)
+            except NmoeError as error:
+                failures[number] = str(error)
+                continue
+            if "failure" in payload.facts:
+                failures[number] = str(payload.facts["failure"])
+            else:
+                replies[number] = payload
+                del failures[number]
+        return Answers(replies, failures)
+
+    def _meet(self, num_nodes: int, until: float) -> dict[int, int]:
+        """Wait for the nodes and return Flower's id of each number."""
+        while len(ids := list(self._grid.get_node_ids())) < num_nodes:
+            if time.monotonic() > until:
+                raise EngineError(f"{num_nodes} nodes wanted, {len(ids)} joined in time")
+            time.sleep(POLL_S)
+        call = Call(stage=HELLO, action=HELLO, round=0, clock=0, safe=0)
+        hello = [Message(content=_content(call, Payload().encode()), dst_node_id=node_id, message_type="query") for node_id in ids]
+        found: dict[int, int] = {}
+        for message in self._grid.send_and_receive(hello, timeout=max(until - time.monotonic(), POLL_S)):
+            if message.has_error():
+                raise EngineError(f"a node could not say its number: {message.error.reason}")
+            number = int(str(_payload(message).facts["number"]))
+            if number in found:
+                raise EngineError(f"two nodes have number {number}: give each SuperNode its own partition-id")
+            found[number] = message.metadata.src_node_id
+        if len(found) < num_nodes:
+            raise EngineError(f"{num_nodes} nodes wanted, {len(found)} said their number in time")
+        return found
+
+
+def make_client_app(program_of: Callable[[Context], Program]) -> ClientApp:
+    """Return the Flower client of any node.
+
+    Args:
+        program_of: makes the run's program, from the node's own context in a deployment.
+    """
+    app = ClientApp()
+
+    @app.query()
+    def answer(message: Message, context: Context) -> Message:
+        torch.set_num_threads(1)
+        number = int(context.node_config["partition-id"])
+        words = message.content["call"]
+        call = Call(*(words[name] for name in Call._fields))
+        if call.stage == HELLO:
+            return _reply(message, Payload(number=number))
+        stages, node = _member(program_of(context), number)
+        try:
+            return _reply(message, serve(stages, call, _payload(message), node))
+        except (NmoeError, ValueError, RuntimeError) as error:  # a node's failure is its own: the round goes on without it
+            return _reply(message, Payload(failure=f"{type(error).__name__}: {error}"))
+
+    return app
+
+
+def make_server_app(main: Callable[[Grid, Context], None]) -> ServerApp:
+    """Return a Flower server that runs ``main`` once."""
+    app = ServerApp()
+    app.main()(main)
+    return app
+
+
+def run_ray(program: Program, nodes: Sequence[int], *, folder: Path | None = None, watcher: Watcher | None = None) -> dict[str, State]:
+    """Run a program's stages over Flower's Ray simulation, one worker a core; arguments and errors as ``nmoe.federate.run``.
+
+    Args:
+        program: stages and nodes; is sent to Ray's workers.
+        nodes: numbers of the nodes, 0 .. n-1.
+        folder: run folder; node memories must lie below it, since any worker may act as any node.
+        watcher: told of every round, in this process.
+
+    Raises:
+        EngineError: when the simulation ended without a result.
+    """
+    finished: list[dict[str, State]] = []
+
+    def main(grid: Grid, _context: Context) -> None:
+        exchange = FlowerExchange(grid, num_nodes=len(nodes), timeout_s=3600, join_timeout_s=60)
+        finished.append(run(program.stages(), exchange, folder=folder, watcher=watcher))
+
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    run_simulation(
+        make_server_app(main),
+        make_client_app(lambda _context: program),
+        num_supernodes=len(nodes),
+        backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
+    )
+    if not finished:
+        raise EngineError("Flower's simulation ended without a result")
+    return finished[0]
+
+
+@lru_cache(maxsize=64)
+def _member(program: Program, number: int) -> tuple[Mapping[str, Stage], Node]:
+    """Return the stages and one node, made once per process; programs are compared by value."""
+    return {stage.name: stage for stage in program.stages()}, program.node(number)
+
+
+def _content(call: Call, data: bytes) -> RecordDict:
+    array = Array(dtype="uint8", shape=(len(data),), stype="nmoe.payload", data=data)
+    return RecordDict({"call": ConfigRecord(call._asdict()), "payload": ArrayRecord({"payload": array})})
+
+
+def _reply(message: Message, payload: Payload) -> Message:
+    data = payload.encode()
+    array = Array(dtype="uint8", shape=(len(data),), stype="nmoe.payload", data=data)
+    return Message(content=RecordDict({"payload": ArrayRecord({"payload": array})}), reply_to=message)
+
+
+def _payload(message: Message) -> Payload:
+    return Payload.decode(message.content["payload"]["payload"].data)
