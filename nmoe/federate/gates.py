@@ -123,22 +123,25 @@ class Gates(Stage):
         answers = exchange.ask(call("features"), dict.fromkeys(exchange.nodes, Payload()))
         refused = silent(answers)
         features = {}
+        dim = self.feature_dim
         for node, reply in answers.replies.items():
             tensor = reply.tensors.get("features", torch.empty(0))
-            if tensor.ndim == 2 and torch.isfinite(tensor).all():
-                features[node] = tensor
+            if reason := refusal({"features": tensor}, {"features": torch.empty(tensor.shape[0] if tensor.ndim else 0, dim)}):
+                refused.append(f"{node_name(node)}: {reason}")
             else:
-                refused.append(f"{node_name(node)}: features are {list(tensor.shape)} or not finite, wanted finite [sample, dim]")
-        requests = {
-            node: Payload({str(origin): features[origin] for origin in features if node in self.neighbours[origin]})
-            for node in exchange.nodes
-        }
+                features[node] = tensor
+        asked = {node: [origin for origin in features if node in self.neighbours[origin]] for node in exchange.nodes}
+        requests = {node: Payload({str(origin): features[origin] for origin in asked[node]}) for node in exchange.nodes}
         answers = exchange.ask(call("logits"), requests)
+        refused += silent(answers)
         replies: dict[int, State] = {origin: {} for origin in features}
         for node, reply in answers.replies.items():
-            for origin, logits in reply.tensors.items():
-                replies[int(origin)][str(node)] = logits
-        refused += silent(answers)
+            wanted = {str(origin): torch.empty(len(features[origin]), self.num_classes) for origin in asked[node]}
+            if reason := refusal(reply.tensors, wanted):
+                refused.append(f"{node_name(node)}: {reason}")
+                continue
+            for origin in asked[node]:
+                replies[origin][str(node)] = reply.tensors[str(origin)]
         kept = exchange.ask(call("keep"), {origin: Payload(logits) for origin, logits in replies.items()})
         return refused + silent(kept)
 

@@ -9,7 +9,6 @@ import math
 import struct
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
 
 import msgspec
 import torch
@@ -19,13 +18,14 @@ from nmoe.core.errors import MessageError
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int64": torch.int64, "bool": torch.bool}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-Fact = int | float | str | bool | list[int] | list[float] | list[str]
+MAX_NUMEL = 2**40  # far above what fits a message, far below where torch's arithmetic overflows; sizes of 0 count as 1
+Fact = int | float | str | bool | list[int | float | str]
 
 
 class Head(msgspec.Struct, frozen=True, array_like=True):
     """Facts, and (name, dtype, shape) of each tensor."""
 
-    facts: dict[str, Any]
+    facts: dict[str, Fact]
     tensors: list[tuple[str, str, list[int]]]
 
 
@@ -67,10 +67,12 @@ class Payload:
             (length,) = struct.unpack_from("<I", data)
             head = msgspec.msgpack.decode(memoryview(data)[4 : 4 + length], type=Head)
             shapes = [(name, DTYPES[dtype], shape) for name, dtype, shape in head.tensors]
-        except (struct.error, msgspec.DecodeError, KeyError) as error:
+        except (struct.error, msgspec.DecodeError, UnicodeDecodeError, KeyError) as error:
             raise MessageError(f"not a payload: {error}") from error
-        if any(size < 0 for _, _, shape in shapes for size in shape):
-            raise MessageError("not a payload: negative size in a shape")
+        if any(min(shape, default=0) < 0 or math.prod(size or 1 for size in shape) > MAX_NUMEL for _, _, shape in shapes):
+            raise MessageError("not a payload: a shape with a negative or too large size")
+        if len({name for name, _, _ in shapes}) != len(shapes):
+            raise MessageError("not a payload: two tensors of one name")
         wanted = 4 + length + sum(dtype.itemsize * math.prod(shape) for _, dtype, shape in shapes)
         if wanted != len(data):
             raise MessageError(f"not a payload: {wanted} bytes wanted, {len(data)} found")
@@ -80,7 +82,9 @@ class Payload:
             raw = bytearray(data[offset:end])  # a copy of its own, so that the tensor may be written to and saved
             tensors[name] = torch.frombuffer(raw, dtype=dtype).reshape(shape) if raw else torch.empty(shape, dtype=dtype)
             offset = end
-        return Payload(tensors, **head.facts)
+        payload = Payload(tensors)
+        payload.facts = dict(head.facts)  # by hand: a stranger may name a fact like an argument
+        return payload
 
 
 def select(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -54,16 +54,22 @@ class PrivacyBudget:
     def __post_init__(self) -> None:
         if not (self.epsilon > 0 and math.isfinite(self.epsilon)):
             raise ValueError(f"dp epsilon must be above 0 and finite, got {self.epsilon}")
-        if not 0 < self.delta < 1:
-            raise ValueError(f"dp delta must be between 0 and 1, got {self.delta}")
+        _check_delta(self.delta)
 
     def noise_multiplier(self, releases: int) -> float:
-        """Return the smallest noise multiplier (sigma over sensitivity) that keeps ``releases`` releases within the budget."""
+        """Return the smallest noise multiplier (sigma over sensitivity) that keeps ``releases`` releases within the budget.
+
+        Raises:
+            ValueError: when ``releases`` is below 1.
+        """
         import dp_accounting
 
-        return float(
-            dp_accounting.calibrate_dp_mechanism(_accountant, lambda multiplier: _event(multiplier, releases), self.epsilon, self.delta)
+        if releases < 1:
+            raise ValueError(f"releases must be at least 1, got {releases}")
+        found = dp_accounting.calibrate_dp_mechanism(
+            _accountant, lambda multiplier: _event(float(multiplier), releases), self.epsilon, self.delta
         )
+        return float(found)
 
 
 def correlation_sensitivity(num_images: int, *, mu: float) -> float:
@@ -80,12 +86,25 @@ def spent_epsilon(noise_multiplier: float, *, releases: int, delta: float) -> fl
         noise_multiplier: sigma over sensitivity, above 0.
         releases: number of releases by one node, at least 0.
         delta: in (0, 1).
+
+    Raises:
+        ValueError: when an argument is out of range.
     """
     if not noise_multiplier > 0:
         raise ValueError(f"noise_multiplier must be above 0, got {noise_multiplier}")
+    if releases < 0:
+        raise ValueError(f"releases must be at least 0, got {releases}")
+    _check_delta(delta)
+    if releases == 0:
+        return 0.0
     accountant = _accountant()
     accountant.compose(_event(noise_multiplier, releases))
     return float(accountant.get_epsilon(delta))
+
+
+def _check_delta(delta: float) -> None:
+    if not 0 < delta < 1:
+        raise ValueError(f"dp delta must be between 0 and 1, got {delta}")
 
 
 def _accountant() -> Any:

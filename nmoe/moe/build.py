@@ -49,7 +49,7 @@ def build(spec: ModelSpec, *, generator: torch.Generator) -> nn.Module:
     make: Callable[..., nn.Module] = KINDS[spec.kind]
     try:
         return make(**spec.arguments, generator=generator)
-    except TypeError as error:
+    except (TypeError, RuntimeError) as error:  # torch's word for a negative or too large size is RuntimeError
         raise ValueError(f"arguments of {spec.kind!r} do not fit: {error}") from error
 
 
@@ -101,4 +101,7 @@ def node_model(bundle: Bundle) -> NodeModel:
         raise BundleError(f"bundle of {card.node}: its parts are not an extractor, an expert and a gate")
     if gate.num_experts != len(card.experts) or expert.output.out_features != card.num_classes:
         raise BundleError(f"bundle of {card.node}: gate or expert has another number of outputs than the card says")
+    entry = gate.output if gate.trunk is None else gate.trunk
+    if {expert.hidden.in_features, entry.in_features} != {extractor.feature_dim} or extractor.in_channels != card.image_shape[2]:
+        raise BundleError(f"bundle of {card.node}: images, extractor, expert and gate do not take what the one before gives")
     return NodeModel(extractor=extractor, expert=expert, gate=gate, mix=Mix(card.mix))

@@ -59,9 +59,9 @@ class ConvExtractor(Extractor):
     """
 
     def __init__(self, *, in_channels: int, feature_dim: int, generator: torch.Generator) -> None:
-        super().__init__(in_channels=in_channels, feature_dim=feature_dim)
         if feature_dim < 4 or feature_dim % 4:
             raise ValueError(f"feature_dim must be a positive multiple of 4, got {feature_dim}")
+        super().__init__(in_channels=in_channels, feature_dim=feature_dim)
         quarter, half = feature_dim // 4, feature_dim // 2
         self.conv1 = nn.Conv2d(in_channels, quarter, 3, padding=1)
         self.conv2 = nn.Conv2d(quarter, half, 3, stride=2, padding=1)

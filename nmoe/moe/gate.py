@@ -112,8 +112,10 @@ def random_uniform(batch: int, *, k: int, mask: Bool[Tensor, " expert"], generat
 
 
 def all_uniform(batch: int, *, mask: Bool[Tensor, " expert"]) -> Routing:
-    """Control: every reachable expert, equal weights."""
+    """Control: every reachable expert, equal weights; a ValueError without any."""
     reachable = mask.nonzero().squeeze(1)  # [k]
+    if not len(reachable):
+        raise ValueError("at least one expert must be reachable, got none")
     return Routing(experts=reachable.expand(batch, -1), weights=torch.full((batch, len(reachable)), 1 / len(reachable)))
 
 

@@ -86,7 +86,7 @@ def test_json_round_trip_is_plain_json(tmp_path):
 def test_damaged_json_is_a_bad_file(tmp_path, content):
     path = tmp_path / "file.json"
     path.write_bytes(content)
-    with pytest.raises(BadFile, match="file.json is not valid JSON") as caught:
+    with pytest.raises(BadFile, match=r"file\.json is not valid JSON") as caught:
         read_json(path)
     assert "\n" not in str(caught.value)
 

@@ -168,7 +168,7 @@ WRONG_BUNDLES = {
     "gate-of-other-features": {"gate": spec("top_k", feature_dim=12)},
     "linear-gate-of-other-features": {"gate": spec("top_k", feature_dim=12, trunk_dim=0)},
     "images-of-other-channels": {"image_shape": (8, 8, 3)},
-    "no-classes": {"num_classes": 9},
+    "card-of-other-classes": {"num_classes": 9},
 }
 
 
