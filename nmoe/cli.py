@@ -141,17 +141,29 @@ def _run_recipe(name: str, given: dict[str, object]) -> None:
 
 @app.command()
 def node(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder to serve.")],
+    bundles: Annotated[list[Path], typer.Argument(help="Bundle folders to serve.", metavar="BUNDLE...")],
     mesh: MeshName = "nmoe",
-    listen: Annotated[str, typer.Option(help="Own endpoint.", metavar="ENDPOINT")] = "tcp/127.0.0.1:7447",
+    listen: Annotated[
+        list[str] | None,
+        typer.Option(help="Own endpoint (tcp/127.0.0.1:7447 if not given); repeat for more bundles, in order.", metavar="ENDPOINT"),
+    ] = None,
     connect: Connect = None,
     insecure: Insecure = False,
     exit_with_parent: Annotated[bool, typer.Option("--exit-with-parent", help="Stop when standard input ends.")] = False,
 ) -> None:
-    """Serve one bundle as a node of a mesh."""
-    from nmoe.node import run_node
+    """Serve bundles as nodes of a mesh, each in a process of its own."""
+    # Before numpy and torch are imported, which start threads: a node computes on one, and a process with several cannot be forked.
+    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    from nmoe.node import run_nodes
 
-    run_node(bundle, mesh=mesh, listen=listen, seeds=connect or (), insecure=insecure, exit_with_parent=exit_with_parent)
+    run_nodes(
+        bundles,
+        mesh=mesh,
+        listen=listen or ["tcp/127.0.0.1:7447"],
+        seeds=connect or (),
+        insecure=insecure,
+        lifeline=0 if exit_with_parent else None,
+    )
 
 
 @app.command()

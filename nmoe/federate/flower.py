@@ -1,11 +1,11 @@
 """Flower: the same stages over Flower's Message API. The only file that imports flwr.
 
 Two runtimes: Flower's Ray simulation on one machine (``run_ray``), and SuperLink with SuperNodes over a network (``make_client_app`` and
-``make_server_app`` inside a Flower app, see deploy/). A message carries the encoded payload as one array, so both count the same bytes as the
-in-process engine, and every number arrives as it left.
+``make_server_app`` inside a Flower app, see deploy/). A message carries the encoded payload as one array, so both count the same bytes as
+the in-process engine, and every number arrives as it left.
 
-Node numbers are the ``partition-id`` of a SuperNode's configuration; Flower's own node ids are random in every run, so the exchange asks for numbers
-first ("hello") and sorts by them. Telemetry, update checks and per-run environments are switched off.
+Node numbers are the ``partition-id`` of a SuperNode's configuration; Flower's own node ids are random in every run, so the exchange asks
+for numbers first ("hello") and sorts by them. Telemetry, update checks and per-run environments are switched off.
 """
 
 import logging
@@ -114,8 +114,7 @@ def make_client_app(program_of: Callable[[Context], Program]) -> ClientApp:
     def answer(message: Message, context: Context) -> Message:
         torch.set_num_threads(1)
         number = int(context.node_config["partition-id"])
-        words = message.content["call"]
-        call = Call(*(words[name] for name in Call._fields))
+        call = _call(message)
         if call.stage == HELLO:
             return _reply(message, Payload(number=number))
         stages, node = _member(program_of(context), number)
@@ -171,15 +170,25 @@ def _member(program: Program, number: int) -> tuple[Mapping[str, Stage], Node]:
 
 
 def _content(call: Call, data: bytes) -> RecordDict:
-    array = Array(dtype="uint8", shape=(len(data),), stype="nmoe.payload", data=data)
-    return RecordDict({"call": ConfigRecord(call._asdict()), "payload": ArrayRecord({"payload": array})})
+    return RecordDict(
+        {"call": ConfigRecord({"stage": call.stage, "action": call.action, "numbers": list(call[2:])}), "payload": _array(data)}
+    )
+
+
+def _call(message: Message) -> Call:
+    words = message.content.config_records["call"]
+    numbers = words["numbers"]
+    assert isinstance(numbers, list)
+    return Call(str(words["stage"]), str(words["action"]), *(int(number) for number in numbers))
 
 
 def _reply(message: Message, payload: Payload) -> Message:
-    data = payload.encode()
-    array = Array(dtype="uint8", shape=(len(data),), stype="nmoe.payload", data=data)
-    return Message(content=RecordDict({"payload": ArrayRecord({"payload": array})}), reply_to=message)
+    return Message(content=RecordDict({"payload": _array(payload.encode())}), reply_to=message)
+
+
+def _array(data: bytes) -> ArrayRecord:
+    return ArrayRecord({"payload": Array(dtype="uint8", shape=(len(data),), stype="nmoe.payload", data=data)})
 
 
 def _payload(message: Message) -> Payload:
-    return Payload.decode(message.content["payload"]["payload"].data)
+    return Payload.decode(message.content.array_records["payload"]["payload"].data)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from nmoe.core.bundle import ModelSpec
 from nmoe.core.seeds import torch_generator
-from nmoe.federate.base import Call, Exchange, Node, Report, Stage, State, accept, mean_facts, merge, node_name, numeric, silent
+from nmoe.federate.base import Call, Exchange, Node, Report, Stage, State, accept, mean_facts, merge, node_name, numeric, refusal, silent
 from nmoe.federate.experts import local_features
 from nmoe.federate.fedavg import detached
 from nmoe.federate.gate_schemes import GateScheme
@@ -120,23 +120,15 @@ class Gates(Stage):
 
     def _gather_logits(self, call: Callable[[str], Call], exchange: Exchange) -> list[str]:
         """Let every node learn its neighbours' logits on its own samples; return who was refused."""
-        answers = exchange.ask(call("features"), dict.fromkeys(exchange.nodes, Payload()))
-        refused = silent(answers)
-        features = {}
-        dim = self.feature_dim
-        for node, reply in answers.replies.items():
-            tensor = reply.tensors.get("features", torch.empty(0))
-            if reason := refusal({"features": tensor}, {"features": torch.empty(tensor.shape[0] if tensor.ndim else 0, dim)}):
-                refused.append(f"{node_name(node)}: {reason}")
-            else:
-                features[node] = tensor
+        features, refused = self._gather_features(call, exchange)
+        classes = int(self.expert.arguments["num_classes"])
         asked = {node: [origin for origin in features if node in self.neighbours[origin]] for node in exchange.nodes}
-        requests = {node: Payload({str(origin): features[origin] for origin in asked[node]}) for node in exchange.nodes}
+        requests = {node: Payload({str(origin): features[origin] for origin in origins}) for node, origins in asked.items()}
         answers = exchange.ask(call("logits"), requests)
         refused += silent(answers)
         replies: dict[int, State] = {origin: {} for origin in features}
         for node, reply in answers.replies.items():
-            wanted = {str(origin): torch.empty(len(features[origin]), self.num_classes) for origin in asked[node]}
+            wanted = {str(origin): torch.empty(len(features[origin]), classes) for origin in asked[node]}
             if reason := refusal(reply.tensors, wanted):
                 refused.append(f"{node_name(node)}: {reason}")
                 continue
@@ -144,6 +136,19 @@ class Gates(Stage):
                 replies[origin][str(node)] = reply.tensors[str(origin)]
         kept = exchange.ask(call("keep"), {origin: Payload(logits) for origin, logits in replies.items()})
         return refused + silent(kept)
+
+    def _gather_features(self, call: Callable[[str], Call], exchange: Exchange) -> tuple[dict[int, Tensor], list[str]]:
+        """Return the features [sample, dim] of every node's samples by node, and who was refused."""
+        answers = exchange.ask(call("features"), dict.fromkeys(exchange.nodes, Payload()))
+        features, refused = {}, silent(answers)
+        for node, reply in answers.replies.items():
+            tensor = reply.tensors.get("features", torch.empty(0))
+            wanted = torch.empty(tensor.shape[0] if tensor.ndim else 0, int(self.gate.arguments["feature_dim"]))
+            if reason := refusal(reply.tensors, {"features": wanted}):
+                refused.append(f"{node_name(node)}: {reason}")
+            else:
+                features[node] = tensor
+        return features, refused
 
     def answer(self, call: Call, request: Payload, node: Node) -> Payload:
         if call.action == "train":

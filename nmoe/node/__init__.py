@@ -1,8 +1,10 @@
 """Node: serving. Nodes of a mesh answer requests together, each with its own expert, whatever happens to the others."""
 
 from nmoe.node.client import MeshClient, connect
+from nmoe.node.mesh_processes import MeshProcesses, NodeProcess
 from nmoe.node.messages import InferReply, StatusReply
-from nmoe.node.process import MeshProcesses, NodeProcess, check_together, run_node
+from nmoe.node.nursery import check_together, run_nodes
+from nmoe.node.process import run_node
 from nmoe.node.runner import NodeRunner
 from nmoe.node.transport.base import Transport
 from nmoe.node.transport.memory import MemoryHub
@@ -22,4 +24,5 @@ __all__ = [
     "check_together",
     "connect",
     "run_node",
+    "run_nodes",
 ]

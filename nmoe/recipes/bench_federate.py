@@ -1,7 +1,7 @@
 """Benchmark of the engines: seconds per round over the same local step, in process, over Flower's Ray simulation, and in a bare loop.
 
-The step is one of stochastic gradient descent on a linear map with a batch of 8, so what is measured is the engine. The bare loop calls the step and
-averages, with no messages at all: the floor. Systems take turns; the median over all measured rounds is reported.
+The step is one of stochastic gradient descent on a linear map with a batch of 8, so what is measured is the engine. The bare loop calls
+the step and averages, with no messages at all: the floor. Systems take turns; the median over all measured rounds is reported.
 """
 
 import json

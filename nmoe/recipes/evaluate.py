@@ -42,6 +42,7 @@ class TestBench:
     __test__ = False  # not a test, whatever pytest makes of its name
 
     def __init__(self, test: ImageDataset, node_labels: Sequence[np.ndarray]) -> None:
+        self._parts = test, node_labels
         self.images = to_unit(test.images)
         self.labels = torch.from_numpy(test.labels)
         counts = class_histogram(test.labels, test.num_classes)
@@ -50,6 +51,13 @@ class TestBench:
         per_image = shares / np.maximum(counts, 1)
         weights = torch.from_numpy(per_image)[:, self.labels]  # [node, test]
         self.weights = weights / weights.sum(dim=1, keepdim=True)
+
+    def thinned(self, most: int) -> "TestBench":
+        """Return a bench of at most ``most`` evenly spaced test images; this one if it has no more."""
+        test, node_labels = self._parts
+        if len(test) <= most:
+            return self
+        return TestBench(test.subset(np.linspace(0, len(test) - 1, most).astype(np.int64)), node_labels)
 
     def score(self, right: Bool[Tensor, "node test"]) -> Score:
         """Score a table of which image each node gets right; one row stands for all nodes if they answer alike."""

@@ -17,21 +17,25 @@ FIND_S = 5.0  # how long to wait for the first node of a mesh
 
 
 def run_mesh(run: Path, *, mesh: str, say: Callable[[str], None]) -> None:
-    """Start one process per bundle of a run, say where they listen, and wait until interrupted or until one of them ends.
+    """Start one process per bundle of a run, say where they listen, and wait until interrupted or until none is left.
+
+    A node that ends, as by kill, is named; the others go on without it.
 
     Raises:
-        MeshError: when the mesh does not come up, or a node ends.
+        MeshError: when the mesh does not come up, or no node is left.
     """
     with MeshProcesses(bundle_folders(run), mesh=mesh) as processes:
         for node, card in zip(processes.nodes.values(), processes.cards, strict=True):
-            say(f"{node.name}  {node.endpoint}  pid {node.process.pid}  classes {', '.join(map(str, card.classes_seen))}")
+            say(f"{node.name}  {node.endpoint}  pid {node.pid}  classes {', '.join(map(str, card.classes_seen))}")
         first = next(iter(processes.nodes.values()))
         say(f"mesh {mesh} is up: try nmoe infer --mesh {mesh} --connect {first.endpoint}; Ctrl-C ends it")
-        while True:
-            for node in processes.nodes.values():
-                if node.process.poll() is not None:
-                    raise MeshError(f"{node.name} ended with status {node.process.returncode}")
+        left = list(processes.nodes)
+        while left:
             time.sleep(0.5)
+            for name in [name for name in left if not processes.alive(name)]:
+                left.remove(name)
+                say(f"{name} ended with status {processes.ended[name]}; {len(left)} of {len(processes.nodes)} nodes are left")
+        raise MeshError(f"no node of mesh {mesh} is left")
 
 
 def infer_images(

@@ -19,6 +19,7 @@ from nmoe.recipes.evaluate import TestBench, gate_score, own_expert_score
 from nmoe.recipes.program import BUNDLES, EXPERTS, FEATURES, TrainProgram, node_memory_folder
 
 MAX_LABELLED = 2000  # training images that vote in the kNN monitor
+MAX_TESTED = 2000  # test images an extractor in training is measured on; the last round of a stage uses all
 ALWAYS = 1 << 62  # a clock after every clock
 
 
@@ -41,13 +42,15 @@ class RunWatcher(Watcher):
     def __init__(self, program: TrainProgram, bench: TestBench, progress: Progress) -> None:
         self._program = program
         self._bench = bench
+        self._quick_bench = bench.thinned(MAX_TESTED)
         self._progress = progress
         self.records: list[Record] = []
         self._frozen: tuple[Tensor, Tensor] | None = None  # test features and all experts' logits, known when gates train
 
     def evaluate(self, stage: Stage, round: int, state: State) -> dict[str, float]:
+        bench = self._bench if round + 1 == stage.rounds else self._quick_bench
         if stage.name == FEATURES:
-            return {"knn": self._knn(select("extractor", state))}
+            return {"knn": self._knn(select("extractor", state), bench)}
         if stage.name == EXPERTS:
             features = predict(restore(self._program.extractor(), state), self._bench.images)
             return {"own_local": own_expert_score(self._experts(), features, self._bench).local}
@@ -59,20 +62,20 @@ class RunWatcher(Watcher):
         model = Classifier(
             extractor=restore(spec.extractor(), select("extractor", state)), head=restore(spec.expert(), select("head", state))
         )
-        return {"fedavg_global": self._bench.score_predictions(predict(model, self._bench.images)).global_}
+        return {"fedavg_global": bench.score_predictions(predict(model, bench.images)).global_}
 
     def seen(self, record: Record) -> None:
         self.records.append(record)
         self._progress.stage(record.stage, record.round, record.rounds)
 
-    def _knn(self, tensors: State) -> float:
+    def _knn(self, tensors: State, bench: TestBench) -> float:
         train = self._program.data().train
         extractor = restore(self._program.extractor(), tensors)
         step = max(1, len(train) // MAX_LABELLED)
         features = predict(extractor, to_unit(train.images[::step]))
-        test_features = predict(extractor, self._bench.images)
+        test_features = predict(extractor, bench.images)
         labels = torch.from_numpy(train.labels[::step].copy())
-        return nearest_neighbours(features, labels, test_features, self._bench.labels, num_classes=train.num_classes)
+        return nearest_neighbours(features, labels, test_features, bench.labels, num_classes=train.num_classes)
 
     def _experts(self) -> list[Expert]:
         experts = []

@@ -1,0 +1,156 @@
+"""The life of a run through the command line: killed and resumed, interrupted, and the demo with its promises."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+SMALL = ["--nodes", "4", "--split", "shards:3", "--rounds", "3", "--gate-rounds", "12", "--gate-sync", "every:2"]
+
+
+def start(*words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "nmoe", *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def finish(*words: str) -> str:
+    process = start(*words)
+    out, errors = process.communicate(timeout=280)
+    assert process.returncode == 0, errors
+    return out
+
+
+def wait_for_round(run: Path, stage: str, round: int, process: subprocess.Popen[str]) -> None:
+    """Wait until a stage's checkpoint has reached a round."""
+    wanted = f'"stage": "{stage}", "round": {round},'
+    until = time.monotonic() + 120
+    while time.monotonic() < until and process.poll() is None:
+        metrics = run / "metrics.jsonl"
+        if metrics.exists() and wanted in metrics.read_text():
+            return
+        time.sleep(0.002)
+    raise AssertionError(f"{stage} never reached round {round}: {process.poll()}")
+
+
+def weights(run: Path) -> dict[str, bytes]:
+    """Return the final files of a run that must not depend on how it got there."""
+    files = [*run.glob("checkpoint/*.safetensors"), *run.glob("bundles/*/*.safetensors")]
+    return {str(path.relative_to(run)): path.read_bytes() for path in files}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    finish("train", *SMALL, "--out", str(run))
+    return run
+
+
+@pytest.mark.parametrize(("stage", "round"), [("features", 1), ("experts", 2), ("gates", 5), ("fedavg", 1)])
+def test_killed_and_resumed_is_bit_identical(stage: str, round: int, whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start("train", *SMALL, "--out", str(run))
+    wait_for_round(run, stage, round, process)
+    process.kill()
+    process.communicate()
+    assert not (run / "results.json").exists()
+    finish("train", "--resume", str(run))
+    assert weights(run) == weights(whole)
+    resumed, uninterrupted = (json.loads((folder / "results.json").read_text()) for folder in (run, whole))
+    assert resumed["accuracy"] == uninterrupted["accuracy"]
+    assert resumed["communication"] == uninterrupted["communication"]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["stage"], line["round"]) for line in lines] == sorted(
+        {(line["stage"], line["round"]) for line in lines},
+        key=lambda key: (["features", "experts", "gates", "bundles", "fedavg"].index(key[0]), key[1]),
+    )
+
+
+def test_train_writes_the_run_folder_without_serving(whole: Path) -> None:
+    results = json.loads((whole / "results.json").read_text())
+    assert "serving" not in results
+    assert "infer_bytes_per_sample" not in results["communication"]
+    assert (whole / "report.html").is_file()
+    assert sorted(path.name for path in (whole / "bundles").iterdir()) == [f"node-{number}" for number in range(4)]
+
+
+@pytest.mark.parametrize("moment", ["features", "serving"])
+def test_interrupt_leaves_no_process(moment: str, tmp_path: Path) -> None:
+    process = start("demo", *SMALL, "--out", str(tmp_path / "run"))
+    if moment == "features":
+        wait_for_round(tmp_path / "run", "features", 1, process)
+    else:
+        until = time.monotonic() + 120
+        while not children(process) and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.01)
+    family = children(process)
+    assert family or moment == "features"
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert errors.strip().splitlines()[-1] == "interrupted"
+    gone, alive = psutil.wait_procs(family, timeout=10)
+    assert not alive
+
+
+def children(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    try:
+        return psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def test_demo_keeps_its_promises(tmp_path: Path) -> None:
+    """The default demo, seed 0: keys, targets, every request answered, agreement with the in-process layer, no process left."""
+    run = tmp_path / "run"
+    out = finish("demo", "--out", str(run))
+    results = json.loads((run / "results.json").read_text())
+    assert {"data", "nodes", "split", "k", "seed", "accuracy", "privacy", "communication", "serving", "seconds"} <= results.keys()
+    accuracy = results["accuracy"]
+    methods = {"own_expert", "random_uniform", "all_uniform", "nmoe", "oracle_gate", "fedavg", "central_moe"}
+    assert methods == accuracy.keys()
+    assert all(scores.keys() == {"local", "global"} for scores in accuracy.values())
+    assert accuracy["nmoe"]["global"] >= 0.90
+    assert accuracy["central_moe"]["global"] - accuracy["nmoe"]["global"] <= 0.04
+    assert accuracy["own_expert"]["global"] <= 0.25
+    serving = results["serving"]
+    assert serving["requests"] == serving["answered"] == 359
+    assert serving["agreement"] == 1.0
+    assert serving["accuracy"] == pytest.approx(accuracy["nmoe"]["global"], abs=0.02)
+    assert 0 < serving["p50_ms"] <= serving["p99_ms"]
+    assert results["privacy"].keys() == {"epsilon", "delta", "mechanism"}
+    assert results["privacy"]["mechanism"].startswith("none: ")
+    assert {"features", "experts", "gates"} <= results["communication"]["train_bytes"].keys()
+    assert 0 < results["communication"]["infer_bytes_per_sample"] < 2 * (2048 + 512)
+    assert "NMoE" in out
+    assert "<html" in (run / "report.html").read_text()
+    assert {"accuracy.png", "choice.png", "mesh.png", "traffic.png", "latency.png"} == {path.name for path in (run / "figures").iterdir()}
+    left = [p for p in psutil.process_iter(["cmdline"]) if str(run) in " ".join(p.info["cmdline"] or [])]
+    assert not left
+
+
+def test_privacy_budget_is_spent_and_reported(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    finish("train", *SMALL, "--dp-epsilon", "8", "--out", str(run))
+    privacy = json.loads((run / "results.json").read_text())["privacy"]
+    assert privacy["epsilon"] == pytest.approx(8, rel=1e-3)
+    assert privacy["delta"] == 1e-5
+    assert "without noise" in privacy["mechanism"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--extractor", "fedce", "--gate", "rangate", "--neighbours", "2", "--mix", "logits"],
+        ["--gate", "rollgate", "--gate-reading", "B", "--split", "dirichlet:0.5", "--participation", "0.5"],
+    ],
+)
+def test_other_methods_run_from_the_command_line(words: list[str], tmp_path: Path) -> None:
+    finish("train", "--nodes", "5", "--split", "iid", "--rounds", "2", "--gate-rounds", "3", *words, "--out", str(tmp_path / "run"))
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["accuracy"]["nmoe"]["global"] > 0.05

@@ -1,0 +1,113 @@
+"""The command line as a user meets it: help, and bad input as one clear line with exit code 2 and nothing half written."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+def nmoe(*words: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "nmoe", *words], capture_output=True, text=True, timeout=timeout_s, check=False)
+
+
+def refused(*words: str) -> str:
+    """Run a command that must be refused; return its one line."""
+    done = nmoe(*words)
+    assert done.returncode == 2, (done.stdout, done.stderr)
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def test_help_lists_the_commands_without_importing_torch() -> None:
+    done = nmoe("--help")
+    assert done.returncode == 0
+    for command in ("demo", "train", "node", "mesh", "infer", "bench"):
+        assert command in done.stdout
+    loaded = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import nmoe.cli, sys; print([m for m in ('torch', 'zenoh', 'flwr', 'matplotlib', 'sklearn') if m in sys.modules])",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert loaded.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", ["demo", "train", "node", "mesh", "infer", "bench"])
+def test_every_command_has_help(command: str) -> None:
+    done = nmoe(command, "--help")
+    assert done.returncode == 0
+    assert "Usage:" in done.stdout
+
+
+def test_unknown_option_is_refused() -> None:
+    done = nmoe("train", "--no-such-option")
+    assert done.returncode == 2
+    assert "No such option" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--data", "mnist"], "a data set must be one of digits"),
+        (["--data", "nowhere.npz"], "nowhere.npz"),
+        (["--data", "cifar10", "--data-dir", "nowhere"], "there is no data folder"),
+        (["--k", "11"], "k must be between 1 and 10"),
+        (["--nodes", "5000", "--split", "iid"], "5000"),
+        (["--split", "dirichlet:0"], "alpha"),
+        (["--dp-epsilon", "0"], "dp epsilon must be above 0"),
+    ],
+)
+def test_bad_training_input_is_refused_and_nothing_written(words: list[str], said: str, tmp_path: Path) -> None:
+    assert said in refused("train", *words, "--out", str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def _npz(path: Path, **arrays: np.ndarray) -> str:
+    np.savez(path, **arrays)
+    return str(path)
+
+
+def test_bad_user_files_are_refused(tmp_path: Path) -> None:
+    images, labels = np.zeros((20, 8, 8), np.uint8), np.arange(20, dtype=np.int64) % 2
+    cases = {
+        "uint8": _npz(tmp_path / "a.npz", images=images.astype(np.float32), labels=labels),
+        "[N, H, W]": _npz(tmp_path / "b.npz", images=images[0], labels=labels),
+        "labels": _npz(tmp_path / "c.npz", images=images, labels=labels - 1),
+    }
+    damaged = tmp_path / "d.npz"
+    damaged.write_bytes(Path(cases["uint8"]).read_bytes()[:200])
+    for said, path in cases.items():
+        assert said in refused("train", "--data", path, "--nodes", "2", "--split", "iid", "--out", str(tmp_path / "run"))
+    assert "d.npz" in refused("train", "--data", str(damaged), "--out", str(tmp_path / "run"))
+    wrong_test = _npz(tmp_path / "e.npz", images=np.zeros((4, 9, 9), np.uint8), labels=np.arange(4, dtype=np.int64) % 2)
+    good = _npz(tmp_path / "f.npz", images=images, labels=labels)
+    refused("train", "--data", good, "--test", wrong_test, "--nodes", "2", "--split", "iid", "--out", str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_run_folder_rules(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"nodes": 3}))
+    assert "is not empty: give --force" in refused("train", "--out", str(tmp_path))
+    assert "cannot read" in refused("train", "--resume", str(tmp_path / "nowhere"))
+
+
+def test_bad_bundles_and_ports_are_refused(tmp_path: Path) -> None:
+    assert "is not a bundle" in refused("node", str(tmp_path))
+    (tmp_path / "card.json").write_text('{"format": 1}')
+    assert "card.json is damaged" in refused("node", str(tmp_path))
+    assert "holds no bundles" in refused("mesh", str(tmp_path / "run"))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        free = taken.getsockname()[1]
+    assert "no node of mesh nmoe found" in refused("infer", "--connect", f"tcp/127.0.0.1:{free}")
+    assert "count must be at least 1" in refused("infer", "--count", "0")
