@@ -4,7 +4,10 @@ A mistake or a failure of the world is one line on standard error and exit code 
 """
 
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -118,8 +121,9 @@ def _run_recipe(name: str, given: dict[str, object]) -> None:
     """Run demo or train with what the user said."""
     from rich.console import Console
 
-    from nmoe.recipes import demo as recipes
-    from nmoe.recipes.options import TrainOptions
+    with _interruptible_import():
+        from nmoe.recipes import demo as recipes
+        from nmoe.recipes.options import TrainOptions
     from nmoe.report import results_table
     from nmoe.report.progress import StageProgress
 
@@ -154,7 +158,8 @@ def node(
     """Serve bundles as nodes of a mesh, each in a process of its own."""
     # Before numpy and torch are imported, which start threads: a node computes on one, and a process with several cannot be forked.
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    from nmoe.node import run_nodes
+    with _interruptible_import():
+        from nmoe.node import run_nodes
 
     run_nodes(
         bundles,
@@ -172,7 +177,8 @@ def mesh(
     mesh: MeshName = "nmoe",
 ) -> None:
     """Start every node of a run on this machine, until Ctrl-C."""
-    from nmoe.recipes.mesh import run_mesh
+    with _interruptible_import():
+        from nmoe.recipes.mesh import run_mesh
 
     run_mesh(run, mesh=mesh, say=typer.echo)
 
@@ -191,7 +197,8 @@ def infer(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line per image.")] = False,
 ) -> None:
     """Send images to a running mesh and show who answered."""
-    from nmoe.recipes.mesh import infer_images
+    with _interruptible_import():
+        from nmoe.recipes.mesh import infer_images
 
     infer_images(
         images,
@@ -219,6 +226,16 @@ def bench_federate(
     measure(rounds=rounds, as_json=as_json, say=typer.echo)
 
 
+@contextmanager
+def _interruptible_import() -> Iterator[None]:
+    """Let Ctrl-C end this process while torch is imported, which takes seconds and for 0.4 s of them swallows KeyboardInterrupt."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:  # and not ignored, as nohup and a shell's & want it
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def _command_line() -> str:
     """Return what the user typed, for config.json."""
     import shlex
@@ -235,7 +252,4 @@ def main() -> NoReturn:
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
     sys.exit(0)

@@ -1,7 +1,7 @@
 """The error tree: what the world can do to us.
 
 A caller's mistake is a plain ``ValueError``; everything here is the world's failure. The command line turns both into one line and exit
-code 2 (``ValueError``, ``BadFile``) or 1 (the rest).
+code 2.
 """
 
 

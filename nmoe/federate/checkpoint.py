@@ -59,15 +59,19 @@ class Checkpoint:
         self._metrics.parent.mkdir(parents=True, exist_ok=True)
         with self._metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record._asdict()) + "\n")
-        stamp = {"round": str(record.round), "rounds": str(record.rounds), "clock": str(record.clock)}
+        progress = {"round": record.round, "rounds": record.rounds, "clock": record.clock}
+        stamp = {"progress": json.dumps(progress)}  # one key: safetensors writes several in a random order, and equal runs have equal files
         write_bytes(self._states / f"{record.stage}.safetensors", save({k: v.contiguous() for k, v in state.items()}, stamp))
 
     def load(self) -> Progress:
         """Read where the run stands; a folder without a checkpoint is at the start.
 
         Raises:
-            BadFile: when a file is damaged.
+            BadFile: when a file is damaged or of a stage that this run does not have.
         """
+        strangers = sorted(path.name for path in self._states.glob("*.safetensors") if path.stem not in self._stages)
+        if strangers:
+            raise BadFile(f"checkpoint {self._states / strangers[0]} is of another run: this one has {', '.join(self._stages)}")
         finished: dict[str, State] = {}
         clock = 0
         for name in self._stages:
@@ -76,7 +80,7 @@ class Checkpoint:
                 break
             try:
                 with safe_open(path, framework="pt") as file:
-                    stamp = file.metadata()
+                    stamp = json.loads(file.metadata()["progress"])
                 state = load(path.read_bytes())
                 done, wanted, clock = int(stamp["round"]), int(stamp["rounds"]), int(stamp["clock"])
             except (SafetensorError, KeyError, TypeError, ValueError) as error:

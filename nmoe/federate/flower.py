@@ -25,12 +25,13 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
-from flwr.simulation import run_simulation
 
 from nmoe.core.errors import EngineError, NmoeError
 from nmoe.federate.base import Answers, Call, Exchange, Node, Program, Stage, State, serve
 from nmoe.federate.payload import Payload
 from nmoe.federate.rounds import Watcher, run
+
+__all__ = ["Context", "FlowerExchange", "Grid", "make_client_app", "make_server_app", "run_ray"]
 
 HELLO = "hello"
 POLL_S = 0.05
@@ -44,13 +45,15 @@ class FlowerExchange(Exchange):
         num_nodes: how many must be there before the run begins.
         timeout_s: how long a node may take to answer a message.
         join_timeout_s: how long to wait for the nodes.
+        run_name: tells the nodes one run from another; a resumed run has the name it had.
 
     Raises:
-        EngineError: when fewer nodes join in time, or two have one number.
+        EngineError: when fewer nodes join in time, one of them cannot take part, or two have one number.
     """
 
-    def __init__(self, grid: Grid, *, num_nodes: int, timeout_s: float, join_timeout_s: float) -> None:
+    def __init__(self, grid: Grid, *, num_nodes: int, timeout_s: float, join_timeout_s: float, run_name: str = "") -> None:
         self._grid = grid
+        self._run_name = run_name
         self._timeout_s = timeout_s
         self._ids = self._meet(num_nodes, time.monotonic() + join_timeout_s)
         super().__init__(sorted(self._ids))
@@ -60,7 +63,7 @@ class FlowerExchange(Exchange):
         messages = []
         for number, request in requests.items():
             data = encoded.setdefault(id(request), request.encode())
-            messages.append(Message(content=_content(call, data), dst_node_id=self._ids[number], message_type="query"))
+            messages.append(Message(content=_content(self._run_name, call, data), dst_node_id=self._ids[number], message_type="query"))
         numbers = {node_id: number for number, node_id in self._ids.items()}
         replies: dict[int, Payload] = {}
         failures = dict.fromkeys(requests, f"no answer within {self._timeout_s:g} s")
@@ -88,12 +91,18 @@ class FlowerExchange(Exchange):
                 raise EngineError(f"{num_nodes} nodes wanted, {len(ids)} joined in time")
             time.sleep(POLL_S)
         call = Call(stage=HELLO, action=HELLO, round=0, clock=0, safe=0)
-        hello = [Message(content=_content(call, Payload().encode()), dst_node_id=node_id, message_type="query") for node_id in ids]
+        hello = [
+            Message(content=_content(self._run_name, call, Payload().encode()), dst_node_id=node_id, message_type="query")
+            for node_id in ids
+        ]
         found: dict[int, int] = {}
         for message in self._grid.send_and_receive(hello, timeout=max(until - time.monotonic(), POLL_S)):
             if message.has_error():
                 raise EngineError(f"a node could not say its number: {message.error.reason}")
-            number = int(str(_payload(message).facts["number"]))
+            facts = _payload(message).facts
+            if "failure" in facts:
+                raise EngineError(f"a node cannot take part: {facts['failure']}")
+            number = int(str(facts["number"]))
             if number in found:
                 raise EngineError(f"two nodes have number {number}: give each SuperNode its own partition-id")
             found[number] = message.metadata.src_node_id
@@ -102,23 +111,22 @@ class FlowerExchange(Exchange):
         return found
 
 
-def make_client_app(program_of: Callable[[Context], Program]) -> ClientApp:
+def make_client_app(program_of: Callable[[Context, str], Program]) -> ClientApp:
     """Return the Flower client of any node.
 
     Args:
-        program_of: makes the run's program, from the node's own context in a deployment.
+        program_of: makes the run's program from the node's own context and the name of the run.
     """
     app = ClientApp()
 
     @app.query()
     def answer(message: Message, context: Context) -> Message:
         torch.set_num_threads(1)
-        number = int(context.node_config["partition-id"])
         call = _call(message)
-        if call.stage == HELLO:
-            return _reply(message, Payload(number=number))
-        stages, node = _member(program_of(context), number)
         try:
+            stages, node = _member(program_of(context, _run_name(message)), _number(context))
+            if call.stage == HELLO:  # only a node that has its data says its number
+                return _reply(message, Payload(number=node.number))
             return _reply(message, serve(stages, call, _payload(message), node))
         except (NmoeError, ValueError, RuntimeError) as error:  # a node's failure is its own: the round goes on without it
             return _reply(message, Payload(failure=f"{type(error).__name__}: {error}"))
@@ -145,6 +153,8 @@ def run_ray(program: Program, nodes: Sequence[int], *, folder: Path | None = Non
     Raises:
         EngineError: when the simulation ended without a result.
     """
+    from flwr.simulation import run_simulation  # loads Ray, which a SuperNode neither needs nor has time for at every message
+
     finished: list[dict[str, State]] = []
 
     def main(grid: Grid, _context: Context) -> None:
@@ -154,7 +164,7 @@ def run_ray(program: Program, nodes: Sequence[int], *, folder: Path | None = Non
     logging.getLogger("flwr").setLevel(logging.ERROR)
     run_simulation(
         make_server_app(main),
-        make_client_app(lambda _context: program),
+        make_client_app(lambda _context, _run_name: program),
         num_supernodes=len(nodes),
         backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
     )
@@ -169,10 +179,20 @@ def _member(program: Program, number: int) -> tuple[Mapping[str, Stage], Node]:
     return {stage.name: stage for stage in program.stages()}, program.node(number)
 
 
-def _content(call: Call, data: bytes) -> RecordDict:
-    return RecordDict(
-        {"call": ConfigRecord({"stage": call.stage, "action": call.action, "numbers": list(call[2:])}), "payload": _array(data)}
-    )
+def _content(run_name: str, call: Call, data: bytes) -> RecordDict:
+    words = ConfigRecord({"run": run_name, "stage": call.stage, "action": call.action, "numbers": list(call[2:])})
+    return RecordDict({"call": words, "payload": _array(data)})
+
+
+def _number(context: Context) -> int:
+    number = context.node_config.get("partition-id")
+    if not isinstance(number, int):
+        raise ValueError(f"a SuperNode's node config must give partition-id, a whole number, got {number!r}")
+    return number
+
+
+def _run_name(message: Message) -> str:
+    return str(message.content.config_records["call"]["run"])
 
 
 def _call(message: Message) -> Call:

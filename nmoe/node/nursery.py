@@ -1,8 +1,8 @@
 """Nursery: the nodes of one mesh, each a process of its own, forked from one that has loaded everything a node needs.
 
-Ten interpreters that import torch each take 15 s and 2 GB on two cores; forked from one, 2.5 s and half a GB: what it loaded is shared. A
-copies the calling thread alone, and the locks of the others as they stand, so the forker has one thread until the last fork; every node
-opens its own zenoh session, after the fork.
+Ten interpreters that import torch each take 15 s and 2 GB on two cores; forked from one, 2.7 s and half a GB: what it loaded is shared.
+A fork copies the calling thread alone, and the locks of the others as they stand, so the forker has one thread until the last fork; every
+node opens its own zenoh session, after the fork.
 """
 
 import gc

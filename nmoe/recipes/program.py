@@ -57,15 +57,19 @@ class TrainProgram(Program):
         run_folder: where node memories and bundles go, or None for this process's memory alone.
         noise_multiplier: noise of FedSC's matrices, calibrated once by ``calibrated``; 0 for none.
         revision: git revision written into bundles.
+        frame: stands for a data set that only its owners can read, by name, image shape and classes; None to load it.
     """
 
     options: TrainOptions
     run_folder: Path | None
     noise_multiplier: float
     revision: str
+    frame: ImageDataset | None = None
 
     def data(self) -> TrainTest:
         """Return the run's data set, loaded once per process."""
+        if self.frame is not None:
+            return TrainTest(train=self.frame, test=self.frame)
         options = self.options
         return _load(options.data, options.data_dir, options.test, options.seed)
 

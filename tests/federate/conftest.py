@@ -68,9 +68,7 @@ def local_data(number: int) -> ImageDataset:
 
 
 def fedavg(**changes: object) -> FedAvg:
-    whole = FedAvg(
-        name="fedavg", rounds=3, seed=5, extractor=EXTRACTOR, head=HEAD, pixel_mean=(0.4,), pixel_std=(0.3,), training=TRAINING
-    )
+    whole = FedAvg(name="fedavg", rounds=3, seed=5, extractor=EXTRACTOR, head=HEAD, pixel_mean=(0.4,), pixel_std=(0.3,), training=TRAINING)
     return replace(whole, **changes)
 
 
@@ -96,9 +94,7 @@ def fedsc(**changes: object) -> FedSC:
 
 def experts(**changes: object) -> LocalExperts:
     training = LocalTraining(optimiser=Adam(lr=0.02), batch_size=14, epochs=2)
-    whole = LocalExperts(
-        name="experts", rounds=2, seed=5, features_from="features", extractor=EXTRACTOR, expert=EXPERT, training=training
-    )
+    whole = LocalExperts(name="experts", rounds=2, seed=5, features_from="features", extractor=EXTRACTOR, expert=EXPERT, training=training)
     return replace(whole, **changes)
 
 
@@ -236,5 +232,3 @@ EXAMPLES: dict[type, list[tuple[Stage, ...]]] = {
 def toy() -> SimpleNamespace:
     """Everything above, for tests that cannot import a conftest by name."""
     return SimpleNamespace(**{name: value for name, value in globals().items() if not name.startswith("__")})
-
-

@@ -1,6 +1,7 @@
 """Checks, merging, exchanges and the loop: laws and refusals."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -21,10 +22,10 @@ PREVIOUS = {name: torch.full((2,), 99.0) for name in "abc"}
 def test_merge_counts_each_key_by_itself(given_updates):
     merged = merge(given_updates, PREVIOUS)
     assert merged.keys() == PREVIOUS.keys()
-    for name in PREVIOUS:
+    for name, old in PREVIOUS.items():
         holders = [(weight, tensors[name].double()) for weight, tensors in given_updates if name in tensors]
         if not holders:
-            assert torch.equal(merged[name], PREVIOUS[name])
+            assert torch.equal(merged[name], old)
             continue
         wanted = sum(weight * tensor for weight, tensor in holders) / sum(weight for weight, _ in holders)
         torch.testing.assert_close(merged[name].double(), wanted, rtol=1e-4, atol=1e-4)
@@ -85,13 +86,11 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("update", BAD.values(), ids=BAD.keys())
-def test_every_bad_update_is_refused_by_name(update, request):
-    import re
-
+@pytest.mark.parametrize(("words", "update"), BAD.items())
+def test_every_bad_update_is_refused_by_name(words, update):
     reason = refusal(update, WANTED)
     assert reason is not None
-    assert re.fullmatch(request.node.callspec.id, reason)
+    assert re.fullmatch(words, reason)
     answers = Answers({0: Payload(SOUND, samples=1), 3: Payload(update, samples=1)}, {5: "timed out"})
     accepted = accept(answers, WANTED, "samples")
     assert list(accepted.updates) == [0]
@@ -210,9 +209,6 @@ def test_checkpoint_of_other_stages_is_a_bad_file(toy, tmp_path):
     other = (toy.fedavg(rounds=1, name="other"),)
     with pytest.raises(BadFile, match="fedavg"):
         run(other, toy.exchange(other), folder=tmp_path)
-    longer = (toy.fedavg(rounds=4),)
-    with pytest.raises(BadFile, match="fedavg"):
-        run(longer, toy.exchange(longer), folder=tmp_path)
 
 
 def test_watcher_sees_every_round_and_its_metrics_are_kept(toy, tmp_path):

@@ -1,5 +1,6 @@
 """Payloads: exact size, exact round trip, and no bytes that do anything but raise MessageError."""
 
+import contextlib
 import struct
 from typing import Any
 
@@ -47,14 +48,12 @@ def same(one: Payload, other: Payload) -> bool:
         one.facts == other.facts
         and list(one.tensors) == list(other.tensors)
         and all(
-            tensor.dtype == other.tensors[name].dtype and tensor.shape == other.tensors[name].shape and torch.equal(tensor, other.tensors[name])
+            tensor.dtype == other.tensors[name].dtype
+            and tensor.shape == other.tensors[name].shape
+            and torch.equal(tensor, other.tensors[name])
             for name, tensor in one.tensors.items()
         )
     )
-
-
-def payload(tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> Payload:
-    return Payload.decode(encoded(facts, [(n, str(t.dtype)[6:], list(t.shape)) for n, t in tensors.items()], raw(tensors)))
 
 
 def raw(tensors: dict[str, torch.Tensor]) -> bytes:
@@ -113,11 +112,8 @@ def test_a_tensor_that_needs_gradient_can_be_sent():
 @settings(max_examples=300)
 @given(st.binary(max_size=60))
 def test_arbitrary_bytes_are_a_message_error_or_a_payload(data):
-    try:
+    with contextlib.suppress(MessageError):
         read = Payload.decode(data)
-    except MessageError as error:
-        assert str(error).startswith("not a payload")
-    else:
         assert read.num_bytes == len(read.encode()) == len(data)
 
 
@@ -127,7 +123,9 @@ loose = st.one_of(st.none(), st.integers(-5, 5), st.text(max_size=3), st.lists(s
 
 @settings(max_examples=300)
 @given(
-    st.one_of(loose, st.dictionaries(st.text(max_size=3), st.one_of(loose, st.dictionaries(st.text(max_size=2), loose, max_size=2)), max_size=2)),
+    st.one_of(
+        loose, st.dictionaries(st.text(max_size=3), st.one_of(loose, st.dictionaries(st.text(max_size=2), loose, max_size=2)), max_size=2)
+    ),
     st.one_of(loose, st.lists(st.tuples(loose, st.one_of(loose, st.sampled_from(sorted(DTYPES))), loose), max_size=3)),
     st.binary(max_size=12),
 )
@@ -142,17 +140,20 @@ loose = st.one_of(st.none(), st.integers(-5, 5), st.text(max_size=3), st.lists(s
 @example({"x": b"raw"}, [], b"")
 def test_well_formed_nonsense_is_a_message_error_or_a_payload(given_facts, rows, data):
     message = encoded(given_facts, rows, data)
-    try:
+    with contextlib.suppress(MessageError):
         read = Payload.decode(message)
-    except MessageError as error:
-        assert str(error).startswith("not a payload")
-    else:
         assert read.num_bytes == len(read.encode()) == len(message)
 
 
 @pytest.mark.parametrize(
     "head",
-    [b"\x91" * 100_000, b"\x81\xa1\xff\x01", b"\x92\x80\x91\x93\xa1\xff\xa7float32\x90", b"\x92\x81\xa1a\xd6\xff\xff\xff\xff\xff\x90", b"\x92\x81\xa1a\xc7"],
+    [
+        b"\x91" * 100_000,
+        b"\x81\xa1\xff\x01",
+        b"\x92\x80\x91\x93\xa1\xff\xa7float32\x90",
+        b"\x92\x81\xa1a\xd6\xff\xff\xff\xff\xff\x90",
+        b"\x92\x81\xa1a\xc7",
+    ],
     ids=["deep", "not-utf8", "name-not-utf8", "timestamp", "cut-extension"],
 )
 def test_hostile_heads_are_a_message_error(head):

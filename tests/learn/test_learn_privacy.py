@@ -52,7 +52,7 @@ def test_fedscs_published_noise_costs_what_the_spec_derived():
     assert 0.7 * 2.8 < found < rho + 2 * math.sqrt(rho * math.log(1e5))
 
 
-@pytest.mark.parametrize(("epsilon", "delta", "releases"), [(1.0, 1e-5, 1), (6.0, 1e-5, 8), (0.5, 1e-3, 3)])
+@pytest.mark.parametrize(("epsilon", "delta", "releases"), [(1.0, 1e-5, 1), (0.5, 1e-3, 3)])
 def test_calibrated_noise_spends_the_budget_and_not_more(epsilon, delta, releases):
     multiplier = PrivacyBudget(epsilon=epsilon, delta=delta).noise_multiplier(releases)
     assert 0.99 * epsilon <= spent_epsilon(multiplier, releases=releases, delta=delta) <= epsilon + 1e-9

@@ -1,7 +1,8 @@
-"""Real node processes: answered whatever happens to the others, and none left behind."""
+"""A mesh of real processes: answered whatever happens to some of them, and none left behind."""
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -9,45 +10,37 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from torch import Tensor
 
 from nmoe.core.errors import BundleError, MeshError
 from nmoe.node import MeshProcesses, check_together
-from nmoe.node.process import node_command
+from nmoe.node.mesh_processes import serve_command
+from nmoe.node.process import free_ports
 
 Meshes = Callable[..., list[Path]]
-RUN = """
-import sys
-from pathlib import Path
-from nmoe.core.errors import NmoeError
-from nmoe.node.process import run_node
-bundle, mesh, listen, *seeds = sys.argv[1:]
-try:
-    run_node(Path(bundle), mesh=mesh, listen=listen, seeds=seeds, exit_with_parent=True)
-except (NmoeError, ValueError) as error:
-    sys.exit(f"nmoe: {error}")
-"""
 
 
-def command(bundle: Path, mesh: str, listen: str, seeds: Sequence[str]) -> list[str]:
-    return [sys.executable, "-W", "error", "-c", RUN, str(bundle), mesh, listen, *seeds]
+def command(bundles: Sequence[Path], mesh: str, endpoints: Sequence[str]) -> list[str]:
+    python, *words = serve_command(bundles, mesh, endpoints)
+    return [python, "-W", "error", "-W", "ignore:'click.:DeprecationWarning", *words]  # typer's, about click
 
 
 def is_running(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return psutil.Process(pid).status() not in {psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD}
+    except psutil.NoSuchProcess:
         return False
-    state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] if Path(f"/proc/{pid}/stat").exists() else "X"
-    return state not in "ZX"
 
 
 def test_a_mesh_lives_through_a_killed_and_a_frozen_node(mesh: Any, images: Tensor, eventually: Any) -> None:
     with MeshProcesses(mesh.folders[:3], command=command) as running:
         client = running.client
-        pids = [node.process.pid for node in running.nodes.values()]
+        pids = [node.pid for node in running.nodes.values()]
+        assert list(running.nodes) == ["node-0", "node-1", "node-2"]
+        assert len({*pids, os.getpid()}) == 4
         assert client.nodes() == ("node-0", "node-1", "node-2")
         reply = client.infer("node-0", images, deadline_s=5)
         reference = mesh.reference(0, images, k=2, up={0, 1, 2})
@@ -63,6 +56,9 @@ def test_a_mesh_lives_through_a_killed_and_a_frozen_node(mesh: Any, images: Tens
             assert not (reply.experts == 2).any()
             assert reply.probabilities.isfinite().all()
         running.kill("node-1")
+        assert not psutil.pid_exists(pids[1]), "a zombie looks alive"
+        assert [running.alive(name) for name in running.nodes] == [True, False, True]
+        assert running.ended == {"node-1": -signal.SIGKILL}
         before_s = time.monotonic()
         reply = client.infer("node-0", images, deadline_s=1.0)
         assert time.monotonic() - before_s <= 1.0
@@ -71,70 +67,100 @@ def test_a_mesh_lives_through_a_killed_and_a_frozen_node(mesh: Any, images: Tens
         assert torch.allclose(reply.probabilities, alone, atol=1e-5)
         with pytest.raises(MeshError, match="node node-1 is not in the mesh"):
             client.infer("node-1", images, deadline_s=1.0)
+        running.kill("node-1")  # a second time: its number may be another's, so nothing is done
 
         running.thaw("node-2")
         eventually(lambda: client.status("node-0").peers == ("node-2",))
         reply = client.infer("node-0", images, deadline_s=5)
         assert torch.allclose(reply.probabilities, mesh.reference(0, images, k=2, up={0, 2}).probabilities, atol=1e-5)
+        running.freeze("node-2")  # and left so
     assert not any(is_running(pid) for pid in pids)
+    assert running.nodes == {}
 
 
-def test_nodes_end_with_the_process_that_started_them(mesh: Any, eventually: Any) -> None:
+def test_one_bundle_is_a_mesh_too_and_ends_by_sigterm_cleanly(mesh: Any, eventually: Any) -> None:
+    with MeshProcesses(mesh.folders[:1], command=command) as running:
+        os.kill(running.nodes["node-0"].pid, signal.SIGTERM)
+        eventually(lambda: not running.alive("node-0"))
+        assert running.ended == {"node-0": 0}
+    with running:  # once more
+        running.kill("node-0")
+        assert running.ended == {"node-0": -signal.SIGKILL}
+
+
+def test_no_node_outlives_a_killed_forker_even_frozen(mesh: Any, eventually: Any) -> None:
+    with MeshProcesses(mesh.folders[:3], command=command) as running:
+        pids = [node.pid for node in running.nodes.values()]
+        forker = psutil.Process(pids[0]).ppid()
+        assert psutil.Process(forker).ppid() == os.getpid()
+        running.freeze("node-2")
+        os.kill(forker, signal.SIGKILL)
+        eventually(lambda: not any(is_running(pid) for pid in pids[:2]))
+    assert not any(is_running(pid) for pid in pids)
+    assert running.ended == dict.fromkeys(("node-0", "node-1", "node-2"), -signal.SIGKILL)
+
+
+@pytest.mark.parametrize("num_nodes", [1, 3])
+def test_nodes_end_with_the_process_that_started_them(mesh: Any, eventually: Any, num_nodes: int) -> None:
     script = f"""
-import sys, time
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+import time
 from pathlib import Path
 from nmoe.node import MeshProcesses
-command = lambda bundle, mesh, listen, seeds: [sys.executable, "-c", {RUN!r}, str(bundle), mesh, listen, *seeds]
-with MeshProcesses([Path({str(mesh.folders[0])!r})], command=command) as running:
-    print(*[node.process.pid for node in running.nodes.values()], flush=True)
+with MeshProcesses([Path(folder) for folder in {[str(folder) for folder in mesh.folders[:num_nodes]]!r}]) as running:
+    if {num_nodes} > 1:
+        running.freeze("node-1")
+    print(*[node.pid for node in running.nodes.values()], flush=True)
     time.sleep(60)
 """
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-    try:
+    with parent:
         assert parent.stdout is not None
         pids = [int(word) for word in parent.stdout.readline().split()]
-        assert pids
+        assert len(pids) == num_nodes
+        pids += [child.pid for child in psutil.Process(parent.pid).children(recursive=True)]
         parent.kill()
-        parent.wait()
         eventually(lambda: not any(is_running(pid) for pid in pids))
-    finally:
-        parent.kill()
-        parent.wait()
-        assert parent.stdout is not None
-        parent.stdout.close()
 
 
-def test_a_node_that_dies_at_start_is_reported_with_its_reason(new_mesh: Meshes, tmp_path: Path) -> None:
-    (folder,) = new_mesh(tmp_path, 1)
-    (folder / "gate.safetensors").unlink()
-    running = MeshProcesses([folder], command=command)
-    with pytest.raises(MeshError, match=r"^node node-0 did not start: nmoe: bundle .* lacks gate.safetensors$"), running:
+@pytest.mark.parametrize("num_nodes", [1, 3])
+def test_a_node_that_dies_at_start_is_reported_with_its_reason(new_mesh: Meshes, tmp_path: Path, num_nodes: int) -> None:
+    folders = new_mesh(tmp_path, num_nodes)
+    (folders[-1] / "gate.safetensors").unlink()
+    running = MeshProcesses(folders, command=command, mesh="m")
+    name = "" if num_nodes == 1 else "node-2: "
+    with pytest.raises(MeshError, match=rf"^mesh m did not start: {name}bundle \S+ lacks gate.safetensors$"), running:
         pass
     assert running.nodes == {}
+
+
+def test_a_port_in_use_is_reported(mesh: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        ports = [*free_ports(2), taken.getsockname()[1]]
+        monkeypatch.setattr("nmoe.node.mesh_processes.free_ports", lambda count: ports)
+        running = MeshProcesses(mesh.folders[:3], command=command, mesh="m")
+        with (
+            pytest.raises(MeshError, match=r"^mesh m did not start: node-2: cannot join mesh m on \S+ the address is already in use$"),
+            running,
+        ):
+            pass
 
 
 @pytest.mark.parametrize(
     ("code", "reason"),
     [
-        ("print('hello'); import time; time.sleep(30)", "it printed something else than that it is ready"),
-        ("import sys; sys.exit(3)", "it ended with status 3 and said nothing"),
-        ("import time; time.sleep(30)", "was not ready after 1 s"),
+        ("print('hello'); import time; time.sleep(30)", "its command printed 'hello'"),
+        ("import sys; sys.exit(3)", "node node-0 ended with status 3 and said nothing"),
+        ("import time; time.sleep(30)", "not ready after 1 s: node-0, node-1"),
+        ("print('ended node-1 -9'); import time; time.sleep(30)", "node node-1 ended with status -9"),
     ],
 )
-def test_a_node_that_does_not_come_up_is_ended(mesh: Any, code: str, reason: str) -> None:
-    running = MeshProcesses(mesh.folders[:1], command=lambda *_: [sys.executable, "-u", "-c", code], start_timeout_s=1)
+def test_a_mesh_that_does_not_come_up_is_ended(mesh: Any, code: str, reason: str) -> None:
+    running = MeshProcesses(mesh.folders[:2], command=lambda *_: [sys.executable, "-u", "-c", code], start_timeout_s=1)
     with pytest.raises(MeshError, match=reason), running:
         pass
     assert running.nodes == {}
-
-
-def test_sigterm_ends_a_node_cleanly(mesh: Any) -> None:
-    running = MeshProcesses(mesh.folders[:1], command=command)
-    with running:
-        process = running.nodes["node-0"].process
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
 
 
 def test_bundles_that_do_not_belong_together_are_refused(mesh: Any, new_mesh: Meshes, tmp_path: Path) -> None:
@@ -153,8 +179,8 @@ def test_bundles_that_do_not_belong_together_are_refused(mesh: Any, new_mesh: Me
 
 
 def test_the_command_line_is_the_documented_one(tmp_path: Path) -> None:
-    words = node_command(tmp_path, "m", "tcp/127.0.0.1:1", ["tcp/127.0.0.1:2", "tcp/127.0.0.1:3"])
+    words = serve_command([tmp_path / "a", tmp_path / "b"], "m", ["tcp/127.0.0.1:1", "tcp/127.0.0.1:2"])
     assert words == [
-        *(sys.executable, "-m", "nmoe", "node", str(tmp_path), "--mesh", "m", "--listen", "tcp/127.0.0.1:1"),
-        *("--connect", "tcp/127.0.0.1:2", "--connect", "tcp/127.0.0.1:3", "--exit-with-parent"),
+        *(sys.executable, "-m", "nmoe", "node", str(tmp_path / "a"), str(tmp_path / "b"), "--mesh", "m"),
+        *("--listen", "tcp/127.0.0.1:1", "--listen", "tcp/127.0.0.1:2", "--exit-with-parent"),
     ]

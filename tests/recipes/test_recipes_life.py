@@ -94,7 +94,7 @@ def test_interrupt_leaves_no_process(moment: str, tmp_path: Path) -> None:
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert errors.strip().splitlines()[-1] == "interrupted"
+    assert "Traceback" not in errors
     gone, alive = psutil.wait_procs(family, timeout=10)
     assert not alive
 

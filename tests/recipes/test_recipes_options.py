@@ -44,7 +44,7 @@ from nmoe.recipes.run_folder import claim
     ],
 )
 def test_wrong_option_is_one_clear_line(wrong: dict, words: str) -> None:
-    with pytest.raises(ValueError, match=".") as caught:
+    with pytest.raises(ValueError, match=r".") as caught:
         TrainOptions(**wrong)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -2,11 +2,9 @@
 
 Source: ours; no paper names augmentations for 8x8 digits.
 
-Departures: defaults from a rough trial on the digits (spectral contrastive loss, three convolutions, central, 200 steps of 512, one seed,
-judged on the test fifth, so results on it with these defaults are a little optimistic): kNN 0.98 and probe 0.99 with these. With noise
-0.05, shifts of 0.125 (a whole pixel) gave 0.57 and 0.69, scales of 0.85 to 1.15 gave 0.80 and 0.91. On standardised inputs the gap is
-smaller: 0.96 and 0.97 with these, 0.89 and 0.95 with shifts and turns twice and scales thrice as large. Where eight pixels hold a digit,
-geometry must be gentle.
+Departures: the defaults are gentle, since eight pixels hold a digit. FedSC with four alternatives (shifts 0.06 to 0.15, turns 0.1 to 0.2
+rad, scales 0.85 to 1.18; 24 rounds, ten nodes of two classes, one seed) was judged on a fifth of the training part, not on the test fifth:
+linear probe 0.965 to 0.976, kNN 0.934 to 0.958, no ranking beyond noise; these defaults 0.976 and 0.944.
 """
 
 import math
