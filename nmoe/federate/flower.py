@@ -128,7 +128,7 @@ def make_client_app(program_of: Callable[[Context, str], Program]) -> ClientApp:
             if call.stage == HELLO:  # only a node that has its data says its number
                 return _reply(message, Payload(number=node.number))
             return _reply(message, serve(stages, call, _payload(message), node))
-        except (NmoeError, ValueError, RuntimeError) as error:  # a node's failure is its own: the round goes on without it
+        except (NmoeError, ValueError, RuntimeError, OSError) as error:  # a node's failure is its own: the round goes on without it
             return _reply(message, Payload(failure=f"{type(error).__name__}: {error}"))
 
     return app

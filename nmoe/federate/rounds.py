@@ -60,7 +60,7 @@ class LocalExchange(Exchange):
     def _answer(self, call: Call, number: int, request: Payload) -> Payload | str:
         try:
             return serve(self._stages, call, request, self._members[number])
-        except (NmoeError, ValueError, RuntimeError) as error:  # a node's failure is its own: the round goes on without it
+        except (NmoeError, ValueError, RuntimeError, OSError) as error:  # a node's failure is its own: the round goes on without it
             return f"{type(error).__name__}: {error}"
 
     def close(self) -> None:
