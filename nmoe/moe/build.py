@@ -71,15 +71,15 @@ def restore(spec: ModelSpec, tensors: Mapping[str, Tensor]) -> nn.Module:
     """Rebuild a module from its spec and tensors, frozen and in evaluation mode.
 
     Raises:
-        ValueError: when a tensor is missing, unknown or of another shape.
+        ValueError: when a tensor is missing, unknown or of another dtype or shape.
     """
     module = build(spec, generator=torch.Generator())
-    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    wanted = {name: (str(tensor.dtype), tuple(tensor.shape)) for name, tensor in module.state_dict().items()}
+    given = {name: (str(tensor.dtype), tuple(tensor.shape)) for name, tensor in tensors.items()}
     if wanted != given:
         differing = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
         first = differing[0]
-        raise ValueError(f"tensor {first!r} of {spec.kind!r}: shape {wanted.get(first)} wanted, {given.get(first)} found")
+        raise ValueError(f"tensor {first!r} of {spec.kind!r}: {wanted.get(first)} wanted, {given.get(first)} found")
     module.load_state_dict(dict(tensors))
     return module.eval().requires_grad_(False)
 
