@@ -276,8 +276,9 @@ def left_behind(folder: Path) -> list[list[str]]:
     found = []
     for process in psutil.process_iter():
         try:
-            if folder in (cwd := Path(process.cwd())).parents or folder == cwd or str(folder) in " ".join(process.cmdline()):
-                found.append(process.cmdline())
+            words = process.cmdline()  # empty for one that has ended and waits for its parent to notice
+            if words and (str(folder) in " ".join(words) or folder in (Path(process.cwd()) / "here").parents):
+                found.append(words)
         except psutil.Error:
             continue
     return found
