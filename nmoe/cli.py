@@ -9,20 +9,23 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from nmoe.core.errors import NmoeError
+from nmoe.core.errors import BadFile, NmoeError
+
+if TYPE_CHECKING:
+    from nmoe.node import TlsFiles
 
 app = typer.Typer(
     help="Networked mixture of experts: devices train a mixture together without sharing data, then answer together.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    rich_markup_mode="rich",
 )
-bench = typer.Typer(help="Measure nmoe beside its peers.", no_args_is_help=True, rich_markup_mode=None)
+bench = typer.Typer(help="Measure nmoe beside its peers.", no_args_is_help=True, rich_markup_mode="rich")
 app.add_typer(bench, name="bench")
 
 Data = Annotated[
@@ -51,14 +54,23 @@ Seed = Annotated[int, typer.Option(help="Seed of every draw.")]
 Engine = Annotated[str, typer.Option(help="In this process, or Flower's Ray simulation.", metavar="local|ray")]
 Out = Annotated[Path | None, typer.Option(help="Run folder.", metavar="DIR")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an earlier run in the folder.")]
-Resume = Annotated[Path | None, typer.Option(help="Continue the killed run in this folder; other options are read from it.", metavar="DIR")]
+Resume = Annotated[
+    Path | None,
+    typer.Option(help="Continue the killed run in this folder; all other options are read from it and must not be given.", metavar="DIR"),
+]
 MeshName = Annotated[str, typer.Option("--mesh", help="Name of the mesh.")]
 Connect = Annotated[list[str] | None, typer.Option(help="Endpoint of a node to begin with; repeat for more.", metavar="ENDPOINT")]
+TlsCa = Annotated[
+    Path | None, typer.Option(help="Certificate of the authority whose members are trusted; for tls/ endpoints.", metavar="FILE")
+]
+TlsCert = Annotated[Path | None, typer.Option(help="Own certificate.", metavar="FILE")]
+TlsKey = Annotated[Path | None, typer.Option(help="Own private key.", metavar="FILE")]
 Insecure = Annotated[bool, typer.Option("--insecure", help="Allow plain tcp beyond this machine.")]
 
 
 @app.command()
 def demo(
+    context: typer.Context,
     data: Data = "digits",
     data_dir: DataDir = None,
     test: Test = None,
@@ -89,6 +101,7 @@ def demo(
 
 @app.command()
 def train(
+    context: typer.Context,
     data: Data = "digits",
     data_dir: DataDir = None,
     test: Test = None,
@@ -127,7 +140,9 @@ def _run_recipe(name: str, given: dict[str, object]) -> None:
     from nmoe.report import results_table
     from nmoe.report.progress import StageProgress
 
-    out, force, resume = given.pop("out"), given.pop("force"), given.pop("resume")
+    context, out, force, resume = (given.pop(name) for name in ("context", "out", "force", "resume"))
+    if resume is not None:
+        _refuse_other_options(context)
     folder = Path(str(resume or out or f"runs/{name}"))
     with StageProgress() as progress:
         if resume is not None:
@@ -135,12 +150,44 @@ def _run_recipe(name: str, given: dict[str, object]) -> None:
             results = continued(folder, progress)
         else:
             words = {key: str(value.absolute()) if isinstance(value, Path) else value for key, value in given.items()}
+            if str(words["data"]).endswith(".npz"):  # a resume may start in another folder
+                words["data"] = str(Path(str(words["data"])).absolute())
             options = TrainOptions(**words)  # type: ignore[arg-type]  # the parameters above are its fields
             begin = recipes.demo if name == "demo" else recipes.train
             results = begin(options, folder, progress, force=bool(force), command=_command_line())
     console = Console()
     console.print(results_table(results))
     console.print(f"run folder {folder}, report {folder / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+def _refuse_other_options(context: object) -> None:
+    """Refuse options beside --resume: they are read from the run folder, and one that is ignored would mislead."""
+    assert isinstance(context, typer.Context)
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if name != "resume" and source is not None and source.name == "COMMANDLINE":
+            raise ValueError(f"--resume reads its options from the run folder, got --{name.replace('_', '-')} beside it")
+
+
+def _tls_files(ca: Path | None, certificate: Path | None, key: Path | None) -> "TlsFiles | None":
+    """Return the files of mutual TLS, or None for none.
+
+    Raises:
+        ValueError: when only some are given.
+        BadFile: when one does not exist.
+    """
+    from nmoe.node import TlsFiles
+
+    given = {"--tls-ca": ca, "--tls-cert": certificate, "--tls-key": key}
+    missing = [name for name, path in given.items() if path is None]
+    if len(missing) == len(given):
+        return None
+    if ca is None or certificate is None or key is None:
+        raise ValueError(f"--tls-ca, --tls-cert and --tls-key go together, got no {' and no '.join(missing)}")
+    for name, path in given.items():
+        if path is not None and not path.is_file():
+            raise BadFile(f"there is no file {path} ({name})")
+    return TlsFiles(root_ca=ca, certificate=certificate, private_key=key)
 
 
 @app.command()
@@ -152,6 +199,9 @@ def node(
         typer.Option(help="Own endpoint (tcp/127.0.0.1:7447 if not given); repeat for more bundles, in order.", metavar="ENDPOINT"),
     ] = None,
     connect: Connect = None,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
     insecure: Insecure = False,
     exit_with_parent: Annotated[bool, typer.Option("--exit-with-parent", help="Stop when standard input ends.")] = False,
 ) -> None:
@@ -167,6 +217,7 @@ def node(
         listen=listen or ["tcp/127.0.0.1:7447"],
         seeds=connect or (),
         insecure=insecure,
+        tls=_tls_files(tls_ca, tls_cert, tls_key),
         lifeline=0 if exit_with_parent else None,
     )
 
@@ -185,14 +236,19 @@ def mesh(
 
 @app.command()
 def infer(
-    images: Annotated[str, typer.Argument(help="A data set whose test images are sent, or a .npz file with images.")] = "digits",
+    images: Annotated[
+        str, typer.Argument(help="A data set whose test images are sent, or a .npz file, all of it; labels optional.")
+    ] = "digits",
     connect: Connect = None,
     mesh: MeshName = "nmoe",
     node: Annotated[str | None, typer.Option(help="Node to ask; the nodes in turn if not given.")] = None,
     data_dir: DataDir = None,
-    count: Annotated[int, typer.Option(help="How many images to send, from the first.")] = 10,
+    count: Annotated[int, typer.Option(help="How many images to send, from the first; 0 for all.")] = 10,
     deadline_ms: Annotated[float, typer.Option(help="Time each request may take.")] = 1000.0,
     k: Annotated[int | None, typer.Option(help="Experts asked per sample; the node's own number if not given.")] = None,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
     insecure: Insecure = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON line per image.")] = False,
 ) -> None:
@@ -210,6 +266,7 @@ def infer(
         deadline_s=deadline_ms / 1000,
         k=k,
         insecure=insecure,
+        tls=_tls_files(tls_ca, tls_cert, tls_key),
         as_json=as_json,
         say=typer.echo,
     )
@@ -247,9 +304,10 @@ def main() -> NoReturn:
     """Run the command line."""
     try:
         app(standalone_mode=True)
-    except (NmoeError, ValueError) as error:
+    except (NmoeError, ValueError, OSError) as error:
         if os.environ.get("NMOE_TRACEBACK"):
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        said = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.filename else str(error)
+        print(f"error: {' '.join(said.split())}", file=sys.stderr)
         sys.exit(2)
     sys.exit(0)

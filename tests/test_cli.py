@@ -1,5 +1,7 @@
 """The command line as a user meets it: help, and bad input as one clear line with exit code 2 and nothing half written."""
 
+import dataclasses
+import inspect
 import json
 import socket
 import subprocess
@@ -8,6 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from nmoe import cli
+from nmoe.recipes.options import TrainOptions
 
 
 def nmoe(*words: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
@@ -47,6 +52,15 @@ def test_every_command_has_help(command: str) -> None:
     done = nmoe(command, "--help")
     assert done.returncode == 0
     assert "Usage:" in done.stdout
+    assert "\\[" not in done.stdout
+
+
+def test_defaults_of_the_command_line_are_those_of_the_options() -> None:
+    wanted = {field.name: field.default for field in dataclasses.fields(TrainOptions)}
+    for command in (cli.demo, cli.train):
+        parameters = inspect.signature(command).parameters
+        assert {name: parameters[name].default for name in wanted} == wanted
+        assert parameters.keys() - wanted.keys() == {"context", "out", "force", "resume"}
 
 
 def test_unknown_option_is_refused() -> None:
@@ -92,6 +106,9 @@ def test_bad_user_files_are_refused(tmp_path: Path) -> None:
     wrong_test = _npz(tmp_path / "e.npz", images=np.zeros((4, 9, 9), np.uint8), labels=np.arange(4, dtype=np.int64) % 2)
     good = _npz(tmp_path / "f.npz", images=images, labels=labels)
     refused("train", "--data", good, "--test", wrong_test, "--nodes", "2", "--split", "iid", "--out", str(tmp_path / "run"))
+    one_class = _npz(tmp_path / "g.npz", images=images[:4], labels=np.zeros(4, np.int64))
+    lacking = refused("train", "--data", good, "--test", one_class, "--nodes", "2", "--split", "shards:1", "--out", str(tmp_path / "run"))
+    assert "node-1 has the classes [1]" in lacking
     assert not (tmp_path / "run").exists()
 
 
@@ -99,6 +116,14 @@ def test_run_folder_rules(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"nodes": 3}))
     assert "is not empty: give --force" in refused("train", "--out", str(tmp_path))
     assert "cannot read" in refused("train", "--resume", str(tmp_path / "nowhere"))
+    assert "got --k beside it" in refused("train", "--resume", str(tmp_path), "--k", "3")
+    assert "got --out beside it" in refused("demo", "--resume", str(tmp_path), "--out", str(tmp_path))
+    (tmp_path / "serving.json").write_text("{}")
+    assert "nmoe demo --resume" in refused("train", "--resume", str(tmp_path))
+
+
+def test_a_folder_that_cannot_be_written_is_one_line() -> None:
+    assert "/proc/" in refused("train", "--rounds", "1", "--out", "/proc/nowhere/run")
 
 
 def test_bad_bundles_and_ports_are_refused(tmp_path: Path) -> None:
@@ -109,5 +134,8 @@ def test_bad_bundles_and_ports_are_refused(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         free = taken.getsockname()[1]
+    assert "go together, got no --tls-cert" in refused("node", str(tmp_path), "--tls-ca", "ca.pem")
+    assert "there is no file" in refused("infer", "--tls-ca", "a", "--tls-cert", "b", "--tls-key", "c")
     assert "no node of mesh nmoe found" in refused("infer", "--connect", f"tcp/127.0.0.1:{free}")
-    assert "count must be at least 1" in refused("infer", "--count", "0")
+    assert "count must be at least 0" in refused("infer", "--count", "-1")
+    assert "deadline must be above 0" in refused("infer", "--deadline-ms", "-5")

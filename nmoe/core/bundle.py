@@ -1,7 +1,7 @@
 """Bundle: what training writes for one node and serving reads.
 
 A folder with ``card.json`` and three safetensors files (extractor, expert, gate). Reading checks the card, then sizes and hashes, before a
-tensor is touched; nothing is ever unpickled. Shapes are checked when the modules are built (``nmoe.moe.layer``).
+tensor is touched; nothing is ever unpickled. Shapes are checked when the modules are built (``nmoe.moe.build``).
 """
 
 import hashlib

@@ -5,7 +5,7 @@ from nmoe.data.catalog import NAMES, load
 from nmoe.data.cifar import load_cifar10, load_cifar100
 from nmoe.data.digits import load_digits
 from nmoe.data.fashion_mnist import load_fashion_mnist
-from nmoe.data.npz import load_npz
+from nmoe.data.npz import load_images, load_npz
 from nmoe.data.partition import Dirichlet, Iid, Partition, QuantitySkew, Shards, class_histogram
 from nmoe.data.views import ColourViews, DigitViews, FashionViews, Views, to_unit, views_for
 
@@ -28,6 +28,7 @@ __all__ = [
     "load_cifar100",
     "load_digits",
     "load_fashion_mnist",
+    "load_images",
     "load_npz",
     "to_unit",
     "views_for",

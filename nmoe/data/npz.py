@@ -135,3 +135,27 @@ def load_npz(path: Path, test: Path | None = None, seed: int = 0) -> TrainTest:
     if tested.image_shape != train.image_shape:
         raise ValueError(f"{test}: images must be {list(train.image_shape)} as in {path}, got {list(tested.image_shape)}")
     return TrainTest(train=train, test=tested)
+
+
+def load_images(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Load images to be classified, whose labels may be unknown.
+
+    Args:
+        path: the ``.npz`` file.
+
+    Returns:
+        Images, uint8 [N, H, W, C], and labels, int64 [N], or None where the file has none.
+
+    Raises:
+        BadFile: when the file is missing or damaged.
+        ValueError: when its arrays are not what is wanted; the message names the file.
+    """
+    arrays = read_arrays(path)
+    try:
+        images = _images(arrays)
+        labels = arrays.get("labels", np.zeros(len(images) if images.ndim else 0, np.int64))
+        classes = int(labels.max(initial=0)) + 1 if labels.dtype == np.int64 else 1
+        checked = ImageDataset.from_arrays(name=path.stem, images=images, labels=labels, num_classes=max(classes, 1))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return checked.images, checked.labels if "labels" in arrays else None

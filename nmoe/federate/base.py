@@ -20,6 +20,7 @@ from nmoe.federate.memory import NodeMemory
 from nmoe.federate.payload import Payload
 
 State = dict[str, Tensor]
+MAX_SAMPLES = 1e12  # of one node; weights beyond it would swallow all others and overflow sums
 Kept = TypeVar("Kept")
 
 
@@ -241,7 +242,7 @@ def accept(answers: Answers, wanted: Mapping[str, Tensor], *facts: str) -> Accep
     Args:
         answers: what came back.
         wanted: tensors with the names, shapes and dtypes an update must have; see ``refusal``.
-        facts: names of finite numbers that it must carry; ``samples`` must be above 0, since it is a weight.
+        facts: names of finite numbers that it must carry; ``samples`` must be above 0 and at most ``MAX_SAMPLES``, since it is a weight.
     """
     updates, refused = {}, silent(answers)
     for node, reply in answers.replies.items():
@@ -263,8 +264,8 @@ def _bad_fact(reply: Payload, facts: Sequence[str]) -> str | None:
         value = reply.facts.get(name)
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             return f"{name} is {value!r}, wanted a finite number"
-        if name == "samples" and value <= 0:
-            return f"samples is {value}, wanted above 0"
+        if name == "samples" and not 0 < value <= MAX_SAMPLES:
+            return f"samples is {value}, wanted above 0 and at most {MAX_SAMPLES:.0e}"
     return None
 
 

@@ -1,10 +1,10 @@
 """Local experts: every node trains its own on its own data, behind the frozen extractor; stage 2 of NMoE.
 
-Source: NMoE (arXiv 2511.01743), stage 2: phi_i <- argmin E_{D_i} CE(H_i(F(x)), y). No expert leaves its node.
+Source: NMoE (arXiv 2511.01743), stage 2: each client trains its expert on local data.
 
-Departures (ours): features are standardised. Nodes report mean and variance of their features once; the pooled ones become constants of
-the extractor. Measured on digits it lifts FedGate from 0.94 to 0.96 against per-sample normalisation. Since the extractor is frozen,
-features are computed once.
+Departures: the loss is a reconstruction (ours; the paper's is not known to us), phi_i <- argmin E_{D_i} CE(H_i(F(x)), y). No expert
+leaves its node. Features are standardised (ours): nodes report mean and mean square of their features once, and the pooled ones become
+constants of the extractor; LOG.md has the comparison with per-sample normalisation. Features are computed once, the extractor is frozen.
 """
 
 from collections.abc import Callable, Mapping

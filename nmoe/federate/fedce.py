@@ -1,9 +1,9 @@
 """FedCE: the shared extractor by supervised federated averaging; stage 1 of NMoE.
 
-Source: NMoE (arXiv 2511.01743), stage 1, FedCE. Extractor and a linear head by cross entropy, averaged with weights n_i / n; the head is
-dropped.
+Source: NMoE (arXiv 2511.01743), stage 1, which names FedCE and calls it supervised.
 
-Departures: the paper's head is not known; a linear one is ours (spec, reconstruction).
+Departures: the rest is a reconstruction (ours; the paper's is not known to us): extractor and a linear head by cross entropy, averaged
+with weights n_i / n; the head is dropped.
 """
 
 from collections.abc import Callable, Mapping

@@ -12,7 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -26,7 +26,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from nmoe.core.errors import EngineError, NmoeError
+from nmoe.core.errors import EngineError, MessageError, NmoeError
 from nmoe.federate.base import Answers, Call, Exchange, Node, Program, Stage, State, serve
 from nmoe.federate.payload import Payload
 from nmoe.federate.rounds import Watcher, run
@@ -62,7 +62,9 @@ class FlowerExchange(Exchange):
         encoded: dict[int, bytes] = {}  # a broadcast is one payload for all nodes: encode it once
         messages = []
         for number, request in requests.items():
-            data = encoded.setdefault(id(request), request.encode())
+            if id(request) not in encoded:
+                encoded[id(request)] = request.encode()
+            data = encoded[id(request)]
             messages.append(Message(content=_content(self._run_name, call, data), dst_node_id=self._ids[number], message_type="query"))
         numbers = {node_id: number for number, node_id in self._ids.items()}
         replies: dict[int, Payload] = {}
@@ -70,7 +72,7 @@ class FlowerExchange(Exchange):
         for message in self._grid.send_and_receive(messages, timeout=self._timeout_s):
             number = numbers[message.metadata.src_node_id]
             if message.has_error():
-                failures[number] = f"error {message.error.code}: {str(message.error.reason).splitlines()[-1:]}"
+                failures[number] = f"error {message.error.code}: {_last_line(message.error.reason)}"
                 continue
             try:
                 payload = _payload(message)
@@ -102,7 +104,9 @@ class FlowerExchange(Exchange):
             facts = _payload(message).facts
             if "failure" in facts:
                 raise EngineError(f"a node cannot take part: {facts['failure']}")
-            number = int(str(facts["number"]))
+            number = facts.get("number")
+            if not isinstance(number, int) or not 0 <= number < num_nodes:
+                raise EngineError(f"a node's number must be between 0 and {num_nodes - 1}, got {number!r}")
             if number in found:
                 raise EngineError(f"two nodes have number {number}: give each SuperNode its own partition-id")
             found[number] = message.metadata.src_node_id
@@ -173,7 +177,7 @@ def run_ray(program: Program, nodes: Sequence[int], *, folder: Path | None = Non
     return finished[0]
 
 
-@lru_cache(maxsize=64)
+@cache  # all nodes a process acts for; a process serves one run
 def _member(program: Program, number: int) -> tuple[Mapping[str, Stage], Node]:
     """Return the stages and one node, made once per process; programs are compared by value."""
     return {stage.name: stage for stage in program.stages()}, program.node(number)
@@ -211,4 +215,11 @@ def _array(data: bytes) -> ArrayRecord:
 
 
 def _payload(message: Message) -> Payload:
-    return Payload.decode(message.content.array_records["payload"]["payload"].data)
+    arrays = message.content.array_records.get("payload")
+    if arrays is None or "payload" not in arrays:
+        raise MessageError("not a payload: the message has no payload array")
+    return Payload.decode(arrays["payload"].data)
+
+
+def _last_line(reason: str | None) -> str:
+    return (str(reason).splitlines() or [""])[-1]

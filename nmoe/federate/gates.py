@@ -1,14 +1,15 @@
 """Gates: trained over the network while extractor and experts stay frozen; stage 3 of NMoE.
 
-Source: NMoE (arXiv 2511.01743), stage 3; minimise over the gate psi
+Source: NMoE (arXiv 2511.01743), stage 3: the gate is trained by RanGate, RollGate or FedGate, and answers as y' = sum_i G(h)_i H_i(h).
+
+Departures: the objective is a reconstruction (ours; the paper's is not known to us). Minimise over the gate psi
 
     sum_i (n_i/n) E_{(x,y) in D_i} CE( sum_{j in TopK over N_i and i} G_psi(h)_j H_j(h), y ) + balance * importance CV^2
 
 Only logits of frozen experts travel, no gradient passes through a remote expert. Extractor and experts never change in this stage, so
 they travel once: in round 0 every node sends the features of its samples, its neighbours answer with logits, and each node keeps what
-its neighbours said. After that a round is gate weights down and up.
-
-Departures: see ``nmoe.federate.gate_schemes`` for the schemes; the balance term is off by default, its presence in the paper is unknown.
+its neighbours said. After that a round is gate weights down and up. The balance term is off by default, its presence in the paper is
+unknown. The schemes have their own card in ``nmoe.federate.gate_schemes``.
 """
 
 from collections.abc import Callable, Mapping

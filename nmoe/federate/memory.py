@@ -62,6 +62,9 @@ class NodeMemory:
             self._held.pop((name, clock), None)
             if self._folder is not None:
                 self._path(name, clock).unlink(missing_ok=True)
+        kept_clocks = set(self.versions(name))
+        for key in [key for key in self._held if key[0] == name and key[1] not in kept_clocks]:
+            del self._held[key]  # another process acting for this node has removed it from disk
 
     def _path(self, name: str, clock: int) -> Path:
         assert self._folder is not None

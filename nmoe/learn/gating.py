@@ -1,6 +1,9 @@
 """Gate training: the loss of a mixture whose experts are frozen, given only their logits.
 
-Source: NMoE (arXiv 2511.01743), stage 3. No gradient passes through an expert: its logits are constants that came over the network.
+Source: NMoE (arXiv 2511.01743), stage 3; the mixture y' = sum_i G(h)_i H_i(h).
+
+Departures: the loss is a reconstruction (ours; the paper's is not known to us). No gradient passes through an expert: its logits are
+constants that came over the network.
 """
 
 import torch

@@ -1,6 +1,6 @@
 """Differential privacy of shared correlation matrices: the Gaussian mechanism, calibrated and composed by dp-accounting.
 
-Source: FedSC, section on private sharing, and its public code: R~_j = R_j + s N(0,1)^{d x d}, independent entries.
+Source: FedSC's public code (Jing et al., ICML 2024): R~_j = R_j + s N(0,1)^{d x d}, independent entries.
 
 Sensitivity (derived in the project's spec, tested): every image adds (1/n) times an average of matrices z z^T with trace at most mu, so
 replacing one image of n moves R by at most sqrt(2) mu / n in Frobenius norm. T releases of one node compose to a Gaussian mechanism with

@@ -9,7 +9,8 @@ Source: NMoE (arXiv 2511.01743), G(h) = Softmax(TopK(h W_G + eps, k)); noise as 
 | eps | generator | N(0,1) * softplus(h W_noise), in training only |
 | k | k | experts asked per sample |
 
-Departures: the paper prints eps without its distribution; the standard reading is taken, off at test time. An optional hidden layer
+Departures: the paper prints eps without its distribution; the standard reading is taken, off at test time; the recipes
+train without it (top-k training reached 0.947 without and 0.939 with noise in the project's trial on digits). An optional hidden layer
 (``trunk``) exists because "partially synchronised" gates need a part to keep at home; without it the gate is the paper's linear map.
 """
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from nmoe.core.errors import MeshError, MessageError
 from nmoe.node.messages import InferReply, InferRequest, Message, Refusal, StatusReply, StatusRequest, decode_as, encode
 from nmoe.node.transport.base import Service, Silence, Transport
-from nmoe.node.transport.zenoh import ZenohTransport
+from nmoe.node.transport.zenoh import TlsFiles, ZenohTransport
 
 _Reply = TypeVar("_Reply", InferReply, StatusReply)
 _SILENCE = {
@@ -129,6 +129,7 @@ def connect(
     listen: str = "tcp/127.0.0.1:0",
     fingerprint: str | None = None,
     insecure: bool = False,
+    tls: TlsFiles | None = None,
 ) -> MeshClient:
     """Return a client of a mesh over zenoh.
 
@@ -138,9 +139,10 @@ def connect(
         listen: the client's own endpoint; port 0 for any.
         fingerprint: the extractor's, where several are served in one mesh.
         insecure: allow plain tcp beyond this machine.
+        tls: the files of mutual TLS, for ``tls/`` and ``quic/`` endpoints.
 
     Raises:
         ValueError: when a name or endpoint is malformed or not allowed.
         MeshError: when the own endpoint cannot be listened on.
     """
-    return MeshClient(ZenohTransport(mesh=mesh, name=None, fingerprint=fingerprint, listen=listen, seeds=seeds, insecure=insecure))
+    return MeshClient(ZenohTransport(mesh=mesh, name=None, fingerprint=fingerprint, listen=listen, seeds=seeds, insecure=insecure, tls=tls))

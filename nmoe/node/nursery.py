@@ -17,6 +17,7 @@ from nmoe.core.bundle import BundleCard, read_card
 from nmoe.core.errors import BundleError, MeshError
 from nmoe.node.forker import Forker
 from nmoe.node.process import run_node
+from nmoe.node.transport.zenoh import TlsFiles
 
 NUM_SEEDS = 3
 NO_FORK = ("win32", "emscripten", "wasi")
@@ -30,6 +31,7 @@ def run_nodes(
     listen: Sequence[str],
     seeds: Sequence[str] = (),
     insecure: bool = False,
+    tls: TlsFiles | None = None,
     lifeline: int | None = None,
 ) -> None:
     """Serve bundles until SIGINT or SIGTERM: one in this process, several each in a forked one; blocks.
@@ -43,6 +45,7 @@ def run_nodes(
         listen: the nodes' own endpoints, one per bundle, in order.
         seeds: endpoints of other nodes to begin with.
         insecure: allow plain tcp beyond this machine.
+        tls: the files of mutual TLS, for ``tls/`` and ``quic/`` endpoints.
         lifeline: file descriptor to read from; when it ends, so do the nodes.
 
     Raises:
@@ -53,7 +56,7 @@ def run_nodes(
     if len(listen) != len(bundles):
         raise ValueError(f"one endpoint to listen on per bundle wanted, got {len(listen)} for {len(bundles)} bundles")
     if len(bundles) == 1:
-        run_node(bundles[0], mesh=mesh, listen=listen[0], seeds=seeds, insecure=insecure, lifeline=lifeline)
+        run_node(bundles[0], mesh=mesh, listen=listen[0], seeds=seeds, insecure=insecure, tls=tls, lifeline=lifeline)
         return
     cards = check_together(bundles)
     if sys.platform in NO_FORK:
@@ -67,7 +70,7 @@ def run_nodes(
 
             def serve(link: int, tell: Callable[[str], None], bundle: Path = bundle, endpoint: str = endpoint) -> None:
                 known = (*seeds, *listen[:NUM_SEEDS])
-                run_node(bundle, mesh=mesh, listen=endpoint, seeds=known, insecure=insecure, lifeline=link, tell=tell)
+                run_node(bundle, mesh=mesh, listen=endpoint, seeds=known, insecure=insecure, tls=tls, lifeline=link, tell=tell)
 
             forker.fork(card.node, serve)
         forker.wait()

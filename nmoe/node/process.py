@@ -13,7 +13,7 @@ import torch
 from nmoe.core.bundle import read_bundle
 from nmoe.core.errors import MeshError
 from nmoe.node.runner import NodeRunner
-from nmoe.node.transport.zenoh import ZenohTransport
+from nmoe.node.transport.zenoh import TlsFiles, ZenohTransport
 
 GRACE_S = 2.0  # between asking a process to end and ending it; our choice
 
@@ -30,6 +30,7 @@ def run_node(
     listen: str,
     seeds: Sequence[str],
     insecure: bool = False,
+    tls: TlsFiles | None = None,
     lifeline: int | None = None,
     tell: Callable[[str], None] = print_line,
 ) -> None:
@@ -41,6 +42,7 @@ def run_node(
         listen: own endpoint, such as ``tcp/127.0.0.1:7447``.
         seeds: endpoints of nodes to begin with.
         insecure: allow plain tcp beyond this machine.
+        tls: the files of mutual TLS, for ``tls/`` and ``quic/`` endpoints.
         lifeline: file descriptor to read from; when it ends, as it does when the process that holds its other end dies, this one ends too.
         tell: is given one line, ``ready <name> <endpoint> <pid>``, once the node serves.
 
@@ -59,7 +61,7 @@ def run_node(
         bundle = read_bundle(bundle_folder)
         card = bundle.card
         transport = ZenohTransport(
-            mesh=mesh, name=card.node, fingerprint=card.extractor_fingerprint, listen=listen, seeds=seeds, insecure=insecure
+            mesh=mesh, name=card.node, fingerprint=card.extractor_fingerprint, listen=listen, seeds=seeds, insecure=insecure, tls=tls
         )
         with transport, NodeRunner(bundle, transport) as runner:
             tell(f"ready {card.node} {listen} {os.getpid()}")

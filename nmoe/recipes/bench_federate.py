@@ -24,6 +24,7 @@ from nmoe.core.seeds import torch_generator
 from nmoe.data import ImageDataset
 from nmoe.federate import Call, Exchange, LocalExchange, Node, NodeMemory, Payload, Program, Record, Report, Stage, State, Watcher, run
 from nmoe.federate.base import accept, mean_facts, merge, numeric
+from nmoe.recipes.engines import ray_runner
 
 CASES = ((10, 1_000), (10, 1_000_000), (100, 1_000))  # nodes, parameters
 OUTPUTS, BATCH, WARM_ROUNDS, TURNS = 10, 8, 3, 2
@@ -97,6 +98,7 @@ def bench_federate(*, rounds: int, as_json: bool, say: Callable[[str], None]) ->
     """
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
+    ray_runner()  # a missing extra is found before anything is measured
     torch.set_num_threads(1)
     systems = {"bare loop": _bare, "in process": _local, "Flower Ray simulation": _ray}
     seconds: dict[tuple[str, str], list[float]] = defaultdict(list)
@@ -146,10 +148,8 @@ def _local(nodes: int, parameters: int, rounds: int) -> list[float]:
 
 
 def _ray(nodes: int, parameters: int, rounds: int) -> list[float]:
-    from nmoe.federate.flower import run_ray
-
     program, watcher = BenchProgram(rounds=rounds, parameters=parameters), _Seconds()
-    run_ray(program, range(nodes), watcher=watcher)
+    ray_runner()(program, range(nodes), watcher=watcher)
     return watcher.seconds
 
 

@@ -12,7 +12,7 @@ from nmoe.core.seeds import torch_generator
 from nmoe.data import to_unit
 from nmoe.learn import Adam, LocalTraining, predict
 from nmoe.learn.gating import gate_loss
-from nmoe.moe import Expert, Mix, StackedExperts, TopKGate, build, combine, fresh_extractor, pick
+from nmoe.moe import Expert, StackedExperts, TopKGate, build, combine, fresh_extractor, pick
 from nmoe.recipes.evaluate import Score, TestBench
 from nmoe.recipes.program import TrainProgram
 
@@ -54,4 +54,4 @@ def central_score(program: TrainProgram, bench: TestBench, *, training: LocalTra
     features = predict(extractor, bench.images)
     with torch.inference_mode():
         routing = gate(features, k=gates.k, mask=mask)
-        return bench.score_predictions(combine(pick(stacked(features), routing), routing.weights, mix=Mix(gates.mix)))
+        return bench.score_predictions(combine(pick(stacked(features), routing), routing.weights, mix=gates.mix))

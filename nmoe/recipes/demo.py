@@ -28,7 +28,13 @@ def train(options: TrainOptions, out: Path, progress: Progress, *, force: bool, 
 
 
 def resume_train(out: Path, progress: Progress) -> dict[str, Any]:
-    """Continue killed training from its last whole round; errors as in ``resume_training``."""
+    """Continue killed training from its last whole round; errors as in ``resume_training``.
+
+    Raises:
+        ValueError: when the run was served, which training results would overwrite.
+    """
+    if (out / "serving.json").exists():
+        raise ValueError(f"run folder {out} is of a demo that was served: continue it with nmoe demo --resume")
     return _report(resume_training(out, progress).results, out, progress)
 
 

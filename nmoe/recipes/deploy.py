@@ -27,7 +27,7 @@ from nmoe.data.npz import read_dataset
 from nmoe.federate import FedSC, Node, NodeMemory, Program, Record, Stage, Watcher, node_name, run
 from nmoe.federate.flower import Context, FlowerExchange, Grid
 from nmoe.recipes.options import TrainOptions
-from nmoe.recipes.program import BUNDLES, FEATURES, FEDAVG, GATES, TrainProgram, git_revision
+from nmoe.recipes.program import BUNDLES, FEDAVG, TrainProgram, check_start, git_revision
 
 NODE_KEYS = ("partition-id", "num-partitions", "home", "data", "data-dir")
 RUN_KEYS = ("image-shape", "classes", "out", "timeout-s", "join-timeout-s")  # what the run has besides the options of nmoe train
@@ -142,8 +142,7 @@ def server_main(grid: Grid, context: Context) -> None:
     if (budget := training.options.budget()) is not None:
         budget.noise_multiplier(training.options.rounds)  # raises what the nodes would raise
     stages = deployed_stages(training)
-    for stage in stages:
-        stage.start({FEATURES: {}, GATES: {}}) if stage.name != BUNDLES else None  # what cannot start should not be found out hours later
+    check_start(stages)
     settings = _settings(training)
     run_name = _earlier_name(out, settings) or secrets.token_hex(8)
     exchange = FlowerExchange(

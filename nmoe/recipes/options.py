@@ -96,6 +96,8 @@ class TrainOptions:
             raise ValueError(f"participation must be above 0 and at most 1, got {self.participation}")
         if self.seed < 0:
             raise ValueError(f"seed must be at least 0, got {self.seed}")
+        if not 0 < self.dp_delta < 1:
+            raise ValueError(f"dp delta must be between 0 and 1, got {self.dp_delta}")
         if self.budget() is not None and self.extractor != "fedsc":
             raise ValueError(f"dp epsilon protects the matrices that fedsc shares, got extractor {self.extractor}, which shares none")
         self.partition()

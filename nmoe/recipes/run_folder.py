@@ -21,10 +21,15 @@ def claim(folder: Path, *, force: bool) -> None:
     present = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
     if present and not force:
         raise ValueError(f"run folder {folder} is not empty: give --force to replace the run in it, or --resume to continue it")
-    foreign = [name for name in present if name not in WRITTEN]
+    foreign = [name for name in present if name not in WRITTEN and not _left_over(name)]
     if foreign:
         raise ValueError(f"run folder {folder} holds {foreign[0]}, which no run wrote: choose another --out")
     for name in present:
         path = folder / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     folder.mkdir(parents=True, exist_ok=True)
+
+
+def _left_over(name: str) -> bool:
+    """Say whether a name is of a temporary file that a killed run left behind."""
+    return any(name.startswith(f".{written}.") for written in WRITTEN)

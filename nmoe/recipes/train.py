@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from nmoe.core.errors import EngineError
 from nmoe.core.files import write_json
 from nmoe.federate import Checkpoint, LocalExchange, Record, node_name, run
 from nmoe.learn import predict, spent_epsilon
 from nmoe.recipes.central import central_score
+from nmoe.recipes.engines import ray_runner
 from nmoe.recipes.evaluate import Score, TestBench, as_json, mixture_scores, read_models
 from nmoe.recipes.options import TrainOptions, read_options
 from nmoe.recipes.program import BUNDLES, EXPERTS, FEATURES, FEDAVG, GATES, TrainProgram, program_of
@@ -80,11 +80,7 @@ def _run_engine(program: TrainProgram, out: Path, watcher: RunWatcher) -> None:
         finally:
             exchange.close()
         return
-    try:
-        from nmoe.federate.flower import run_ray
-    except ModuleNotFoundError as error:
-        raise EngineError(f"the ray engine needs the extra 'flower' (pip install 'nmoe[flower]'): {error}") from error
-    run_ray(program, nodes, folder=out, watcher=watcher)
+    ray_runner()(program, nodes, folder=out, watcher=watcher)
 
 
 def _results(program: TrainProgram, bench: TestBench, records: list[Record], progress: Progress) -> dict[str, Any]:
@@ -139,7 +135,7 @@ def _privacy(program: TrainProgram) -> dict[str, Any]:
         return {"epsilon": None, "delta": None, "mechanism": why}
     epsilon = spent_epsilon(program.noise_multiplier, releases=options.rounds, delta=options.dp_delta)
     mechanism = (
-        f"Gaussian on matrices, noise multiplier {program.noise_multiplier:.3f}, {options.rounds} releases a node, replace-one; "
+        f"Gaussian on matrices, noise multiplier {program.noise_multiplier:.3f}, at most {options.rounds} releases a node, replace-one; "
         "model weights are averaged without noise"
     )
     return {"epsilon": epsilon, "delta": options.dp_delta, "mechanism": mechanism}

@@ -39,6 +39,7 @@ from nmoe.recipes.run_folder import claim
         ({"dp_epsilon": 0.0}, "dp epsilon must be above 0"),
         ({"dp_epsilon": -1.0}, "dp epsilon must be above 0"),
         ({"dp_epsilon": float("nan")}, "dp epsilon must be above 0"),
+        ({"dp_delta": 2.0}, "dp delta must be between 0 and 1, got 2.0"),
         ({"dp_epsilon": 1.0, "dp_delta": 1.5}, "dp delta must be between 0 and 1, got 1.5"),
         ({"dp_epsilon": 1.0, "extractor": "fedce"}, "protects the matrices that fedsc shares"),
     ],
@@ -135,6 +136,7 @@ def test_run_folder_is_refused_unless_empty_or_forced(tmp_path: Path) -> None:
     claim(folder, force=False)
     (folder / "config.json").write_text("{}")
     (folder / "bundles").mkdir()
+    (folder / ".metrics.jsonl.x1y2").write_text("cut short by a kill")
     with pytest.raises(ValueError, match="is not empty: give --force"):
         claim(folder, force=False)
     claim(folder, force=True)
