@@ -96,7 +96,7 @@ def demo(
     resume: Resume = None,
 ) -> None:
     """Train a mixture, serve it from real processes, and report: the whole life once."""
-    _run_recipe("demo", dict(locals()))
+    _run_recipe("demo", context, dict(locals()))
 
 
 @app.command()
@@ -127,10 +127,10 @@ def train(
     resume: Resume = None,
 ) -> None:
     """Train extractor, experts and gates; write one bundle per node."""
-    _run_recipe("train", dict(locals()))
+    _run_recipe("train", context, dict(locals()))
 
 
-def _run_recipe(name: str, given: dict[str, object]) -> None:
+def _run_recipe(name: str, context: typer.Context, given: dict[str, object]) -> None:
     """Run demo or train with what the user said."""
     from rich.console import Console
 
@@ -140,7 +140,8 @@ def _run_recipe(name: str, given: dict[str, object]) -> None:
     from nmoe.report import results_table
     from nmoe.report.progress import StageProgress
 
-    context, out, force, resume = (given.pop(name) for name in ("context", "out", "force", "resume"))
+    out, force, resume = given.pop("out"), given.pop("force"), given.pop("resume")
+    del given["context"]
     if resume is not None:
         _refuse_other_options(context)
     folder = Path(str(resume or out or f"runs/{name}"))
@@ -160,9 +161,8 @@ def _run_recipe(name: str, given: dict[str, object]) -> None:
     console.print(f"run folder {folder}, report {folder / 'report.html'}", highlight=False, soft_wrap=True)
 
 
-def _refuse_other_options(context: object) -> None:
+def _refuse_other_options(context: typer.Context) -> None:
     """Refuse options beside --resume: they are read from the run folder, and one that is ignored would mislead."""
-    assert isinstance(context, typer.Context)
     for name in context.params:
         source = context.get_parameter_source(name)
         if name != "resume" and source is not None and source.name == "COMMANDLINE":

@@ -74,8 +74,8 @@ def restore(spec: ModelSpec, tensors: Mapping[str, Tensor]) -> nn.Module:
         ValueError: when a tensor is missing, unknown or of another dtype or shape.
     """
     module = build(spec, generator=torch.Generator())
-    wanted = {name: (str(tensor.dtype), tuple(tensor.shape)) for name, tensor in module.state_dict().items()}
-    given = {name: (str(tensor.dtype), tuple(tensor.shape)) for name, tensor in tensors.items()}
+    wanted = {name: f"{tensor.dtype} {list(tensor.shape)}" for name, tensor in module.state_dict().items()}
+    given = {name: f"{tensor.dtype} {list(tensor.shape)}" for name, tensor in tensors.items()}
     if wanted != given:
         differing = sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name))
         first = differing[0]

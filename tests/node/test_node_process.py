@@ -69,6 +69,15 @@ def test_a_mesh_lives_through_a_killed_and_a_frozen_node(mesh: Any, images: Tens
             client.infer("node-1", images, deadline_s=1.0)
         running.kill("node-1")  # a second time: its number may be another's, so nothing is done
 
+
+@pytest.mark.slow  # with the cores overloaded 1 of 23 thawed nodes never came back (LOG.md): in zenoh's sessions, not yet understood
+def test_a_thawed_node_comes_back(mesh: Any, images: Tensor, eventually: Any) -> None:
+    with MeshProcesses(mesh.folders[:3], command=command) as running:
+        client = running.client
+        running.freeze("node-2")
+        eventually(lambda: "node-2" not in client.status("node-0").peers)
+        running.kill("node-1")
+        eventually(lambda: client.status("node-0").peers == ())
         running.thaw("node-2")
         eventually(lambda: client.status("node-0").peers == ("node-2",))
         reply = client.infer("node-0", images, deadline_s=5)
