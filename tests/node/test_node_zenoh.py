@@ -2,6 +2,8 @@
 
 import datetime as dt
 import ipaddress
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -9,6 +11,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from cryptography import x509
@@ -229,3 +232,23 @@ def test_mutual_tls_lets_members_in_and_nobody_else(transports: Transports, even
     time.sleep(0.5)
     assert alive == {"one", "two"}
     assert strangers == {"stranger"}
+
+
+def test_the_command_line_serves_and_asks_over_mutual_tls(mesh: Any, tmp_path: Path) -> None:
+    files = certificates(tmp_path)
+
+    def words(tls: TlsFiles) -> list[str]:
+        return ["--tls-ca", str(tls.root_ca), "--tls-cert", str(tls.certificate), "--tls-key", str(tls.private_key)]
+
+    endpoint = f"tls/127.0.0.1:{free_ports(1)[0]}"
+    np.savez(tmp_path / "new.npz", images=np.zeros((2, *mesh.bundles[0].card.image_shape), np.uint8))
+    nmoe = [sys.executable, "-m", "nmoe"]
+    serve = [*nmoe, "node", str(mesh.folders[0]), "--listen", endpoint, *words(files["one"]), "--exit-with-parent"]
+    with subprocess.Popen(serve, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as node:
+        assert node.stdout is not None
+        assert node.stdout.readline().startswith("ready node-0 tls/")
+        ask_it = [*nmoe, "infer", str(tmp_path / "new.npz"), "--connect", endpoint]
+        done = subprocess.run([*ask_it, *words(files["one"])], capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["image 0 to node-0", "image 1 to node-0"]
+        node.terminate()
