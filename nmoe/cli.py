@@ -135,8 +135,9 @@ def _run_recipe(name: str, context: typer.Context, given: dict[str, object]) -> 
     from rich.console import Console
 
     with _interruptible_import():
-        from nmoe.recipes import demo as recipes
+        from nmoe.recipes.demo import demo, resume_demo
         from nmoe.recipes.options import TrainOptions
+        from nmoe.recipes.train import resume_train, train
     from nmoe.report import results_table
     from nmoe.report.progress import StageProgress
 
@@ -147,14 +148,14 @@ def _run_recipe(name: str, context: typer.Context, given: dict[str, object]) -> 
     folder = Path(str(resume or out or f"runs/{name}"))
     with StageProgress() as progress:
         if resume is not None:
-            continued = recipes.resume_demo if name == "demo" else recipes.resume_train
+            continued = resume_demo if name == "demo" else resume_train
             results = continued(folder, progress)
         else:
             words = {key: str(value.absolute()) if isinstance(value, Path) else value for key, value in given.items()}
             if str(words["data"]).endswith(".npz"):  # a resume may start in another folder
                 words["data"] = str(Path(str(words["data"])).absolute())
             options = TrainOptions(**words)  # type: ignore[arg-type]  # the parameters above are its fields
-            begin = recipes.demo if name == "demo" else recipes.train
+            begin = demo if name == "demo" else train
             results = begin(options, folder, progress, force=bool(force), command=_command_line())
     console = Console()
     console.print(results_table(results))

@@ -7,9 +7,8 @@ from typing import Any
 from nmoe.core.files import write_json
 from nmoe.recipes.options import TrainOptions
 from nmoe.recipes.serve import serve_test_set
-from nmoe.recipes.train import Trained, resume_training, start_training
+from nmoe.recipes.train import Trained, reported, resume_training, start_training
 from nmoe.recipes.watch import Progress
-from nmoe.report import write_report
 
 
 def demo(options: TrainOptions, out: Path, progress: Progress, *, force: bool, command: str) -> dict[str, Any]:
@@ -22,22 +21,6 @@ def resume_demo(out: Path, progress: Progress) -> dict[str, Any]:
     return _finish(resume_training(out, progress), out, progress)
 
 
-def train(options: TrainOptions, out: Path, progress: Progress, *, force: bool, command: str) -> dict[str, Any]:
-    """Train, score and report, without serving; arguments and errors as in ``start_training``."""
-    return _report(start_training(options, out, progress, force=force, command=command).results, out, progress)
-
-
-def resume_train(out: Path, progress: Progress) -> dict[str, Any]:
-    """Continue killed training from its last whole round; errors as in ``resume_training``.
-
-    Raises:
-        ValueError: when the run was served, which training results would overwrite.
-    """
-    if (out / "serving.json").exists():
-        raise ValueError(f"run folder {out} is of a demo that was served: continue it with nmoe demo --resume")
-    return _report(resume_training(out, progress).results, out, progress)
-
-
 def _finish(trained: Trained, out: Path, progress: Progress) -> dict[str, Any]:
     began = time.perf_counter()
     served = serve_test_set(out, trained.program.data().test, progress)
@@ -47,11 +30,4 @@ def _finish(trained: Trained, out: Path, progress: Progress) -> dict[str, Any]:
     results["serving"] = served.serving
     results["seconds"]["serving"] = time.perf_counter() - began
     write_json(out / "results.json", results)
-    return _report(results, out, progress)
-
-
-def _report(results: dict[str, Any], out: Path, progress: Progress) -> dict[str, Any]:
-    progress.stage("report", 0, 1)
-    write_report(out)
-    progress.stage("report", 1, 1)
-    return results
+    return reported(results, out, progress)

@@ -4,7 +4,8 @@ Every method gives a table of which test image each node would get right, [node,
 weighs test images by class, as often as the class occurs in the node's training data, so the whole test set is used and nothing is drawn.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -91,35 +92,24 @@ def mixture_scores(
     """
     features = predict(models[0].extractor, bench.images)
     logits = predict(StackedExperts([model.expert for model in models]), features)  # [test, expert, class]
-    mix, batch = models[0].mix, len(bench.labels)
+    batch, nodes = len(bench.labels), range(len(models))
+    score = partial(routing_score, logits=logits, bench=bench, mix=models[0].mix)
     own = torch.arange(len(models))
-
-    def score(routing_of: Callable[[int], Routing]) -> Score:
-        rows = []
-        for node in range(len(models)):
-            routing = routing_of(node)
-            rows.append(combine(pick(logits, routing), routing.weights, mix=mix).argmax(dim=1) == bench.labels)
-        return bench.score(torch.stack(rows))
-
     with torch.inference_mode():
         return {
-            "own_expert": score(lambda node: Routing(own[node].expand(batch, 1), torch.ones(batch, 1))),
+            "own_expert": score(Routing(own[node].expand(batch, 1), torch.ones(batch, 1)) for node in nodes),
             "random_uniform": score(
-                lambda node: random_uniform(batch, k=k, mask=masks[node], generator=torch_generator(seed, "random-uniform", node))
+                random_uniform(batch, k=k, mask=masks[node], generator=torch_generator(seed, "random-uniform", node)) for node in nodes
             ),
-            "all_uniform": score(lambda node: all_uniform(batch, mask=masks[node])),
-            "nmoe": score(lambda node: models[node].gate(features, k=k, mask=masks[node])),
-            "oracle_gate": score(lambda node: oracle(logits, bench.labels, mask=masks[node])),
+            "all_uniform": score(all_uniform(batch, mask=masks[node]) for node in nodes),
+            "nmoe": score(models[node].gate(features, k=k, mask=masks[node]) for node in nodes),
+            "oracle_gate": score(oracle(logits, bench.labels, mask=masks[node]) for node in nodes),
         }
 
 
-def gate_score(gates: Sequence[Callable[[Tensor], Routing]], features: Tensor, logits: Tensor, bench: TestBench, *, mix: Mix) -> Score:
-    """Score gates of the nodes against precomputed features and logits; a single gate stands for all nodes."""
-    rows = []
-    with torch.inference_mode():
-        for gate in gates:
-            routing = gate(features)
-            rows.append(combine(pick(logits, routing), routing.weights, mix=mix).argmax(dim=1) == bench.labels)
+def routing_score(routings: Iterable[Routing], *, logits: Float[Tensor, "test expert class"], bench: TestBench, mix: Mix) -> Score:
+    """Score the nodes' routings of the test set, given all experts' logits; a single routing stands for all nodes."""
+    rows = [combine(pick(logits, routing), routing.weights, mix=mix).argmax(dim=1) == bench.labels for routing in routings]
     return bench.score(torch.stack(rows))
 
 

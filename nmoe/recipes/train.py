@@ -19,6 +19,7 @@ from nmoe.recipes.options import TrainOptions, read_options
 from nmoe.recipes.program import BUNDLES, EXPERTS, FEATURES, FEDAVG, GATES, TrainProgram, program_of
 from nmoe.recipes.run_folder import claim
 from nmoe.recipes.watch import Progress, RunWatcher
+from nmoe.report import write_report
 
 
 class Trained(NamedTuple):
@@ -27,6 +28,30 @@ class Trained(NamedTuple):
     program: TrainProgram
     bench: TestBench
     results: dict[str, Any]
+
+
+def train(options: TrainOptions, out: Path, progress: Progress, *, force: bool, command: str) -> dict[str, Any]:
+    """Train, score and report, without serving; arguments and errors as in ``start_training``."""
+    return reported(start_training(options, out, progress, force=force, command=command).results, out, progress)
+
+
+def resume_train(out: Path, progress: Progress) -> dict[str, Any]:
+    """Continue killed training from its last whole round; errors as in ``resume_training``.
+
+    Raises:
+        ValueError: when the run was served, which training results would overwrite.
+    """
+    if (out / "serving.json").exists():
+        raise ValueError(f"run folder {out} is of a demo that was served: continue it with nmoe demo --resume")
+    return reported(resume_training(out, progress).results, out, progress)
+
+
+def reported(results: dict[str, Any], out: Path, progress: Progress) -> dict[str, Any]:
+    """Write the report of a run folder and return its results."""
+    progress.stage("report", 0, 1)
+    write_report(out)
+    progress.stage("report", 1, 1)
+    return results
 
 
 def start_training(options: TrainOptions, out: Path, progress: Progress, *, force: bool, command: str) -> Trained:

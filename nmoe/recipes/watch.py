@@ -4,7 +4,6 @@ The server of a real federation has no expert and no node's memory; these measur
 the run folder, and stop there: nothing here flows back into training.
 """
 
-from functools import partial
 from typing import Protocol
 
 import torch
@@ -15,7 +14,7 @@ from nmoe.federate import Gates, NodeMemory, Record, Stage, State, Watcher
 from nmoe.federate.payload import select
 from nmoe.learn import Classifier, nearest_neighbours, predict
 from nmoe.moe import Expert, StackedExperts, TopKGate, build, restore
-from nmoe.recipes.evaluate import TestBench, gate_score, own_expert_score
+from nmoe.recipes.evaluate import TestBench, own_expert_score, routing_score
 from nmoe.recipes.program import BUNDLES, EXPERTS, FEATURES, TrainProgram, node_memory_folder
 
 MAX_LABELLED = 2000  # training images that vote in the kNN monitor
@@ -101,11 +100,11 @@ class RunWatcher(Watcher):
         features, logits = self._frozen
         personal = any(self._memory(node).versions("gate") for node in range(stage.num_nodes))
         same = not personal and all(len(row) == stage.num_nodes - 1 for row in stage.neighbours)
-        routes = []
+        routings = []
         for node in range(1 if same else stage.num_nodes):
             own = self._memory(node).read("gate", before=ALWAYS) or {}
             gate = restore(stage.gate, stage.personal_gate(state, own))
             assert isinstance(gate, TopKGate)
-            routes.append(partial(gate, k=stage.k, mask=stage.mask(node)))
-        score = gate_score(routes, features, logits, self._bench, mix=stage.mix)
+            routings.append(gate(features, k=stage.k, mask=stage.mask(node)))
+        score = routing_score(routings, logits=logits, bench=self._bench, mix=stage.mix)
         return {"nmoe_global": score.global_, "nmoe_local": score.local}
