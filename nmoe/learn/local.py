@@ -83,6 +83,7 @@ class LocalTraining:
         *,
         generator: torch.Generator,
         scale: float = 1.0,
+        after_epoch: Callable[[int], None] | None = None,
     ) -> float:
         """Train ``module`` in place.
 
@@ -92,6 +93,7 @@ class LocalTraining:
             loss: loss of a batch, given the indices of its samples.
             generator: draws the order of the samples.
             scale: factor on the learning rate.
+            after_epoch: told how many epochs have ended.
 
         Returns:
             The mean loss over all steps.
@@ -99,7 +101,7 @@ class LocalTraining:
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         optimiser = self.optimiser.make(parameters, scale=scale)
         losses = []
-        for _ in range(self.epochs):
+        for epoch in range(self.epochs):
             for batch in batches(num_samples, self.batch_size, generator):
                 value = loss(batch)
                 optimiser.zero_grad(set_to_none=True)
@@ -108,6 +110,8 @@ class LocalTraining:
                     nn.utils.clip_grad_norm_(parameters, self.max_gradient_norm)
                 optimiser.step()
                 losses.append(value.detach())
+            if after_epoch:
+                after_epoch(epoch + 1)
         return float(torch.stack(losses).mean())
 
 

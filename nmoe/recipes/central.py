@@ -15,19 +15,23 @@ from nmoe.learn.gating import gate_loss
 from nmoe.moe import Expert, StackedExperts, TopKGate, build, combine, fresh_extractor, pick
 from nmoe.recipes.evaluate import Score, TestBench
 from nmoe.recipes.program import TrainProgram
+from nmoe.recipes.watch import Progress
 
 BALANCE = 0.05
-TRAINING = LocalTraining(optimiser=Adam(lr=1e-3), batch_size=128, epochs=40)
+MAX_EPOCHS = 40  # our choice; the figures in LOG.md are for it
 
 
-def central_score(program: TrainProgram, bench: TestBench, *, training: LocalTraining = TRAINING) -> Score:
-    """Train the mixture centrally and score it on the test set.
+def central_score(program: TrainProgram, bench: TestBench, progress: Progress) -> Score:
+    """Train the mixture centrally, as many epochs as FedAvg's nodes but at most ``MAX_EPOCHS``, and score it on the test set.
 
     Args:
         program: the federated run whose shapes are taken.
         bench: the test set.
-        training: optimiser, batches and epochs.
+        progress: told of every epoch.
     """
+    federated = program.fedavg()
+    epochs = min(MAX_EPOCHS, federated.rounds * federated.training.epochs)
+    training = LocalTraining(optimiser=Adam(lr=1e-3), batch_size=128, epochs=epochs)
     gates = program.gates()
     generator = torch_generator(program.options.seed, "central", "weights")
     mean, deviation = program.pixels()
@@ -50,7 +54,13 @@ def central_score(program: TrainProgram, bench: TestBench, *, training: LocalTra
         return gate_loss(routing, stacked(features), labels[batch], mix=gates.mix, balance=BALANCE)
 
     whole = nn.ModuleList([extractor, stacked, gate])
-    training.run(whole, len(labels), loss, generator=torch_generator(program.options.seed, "central", "train"))
+    training.run(
+        whole,
+        len(labels),
+        loss,
+        generator=torch_generator(program.options.seed, "central", "train"),
+        after_epoch=lambda epoch: progress.stage("central", epoch, epochs),
+    )
     features = predict(extractor, bench.images)
     with torch.inference_mode():
         routing = gate(features, k=gates.k, mask=mask)

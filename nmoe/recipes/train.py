@@ -113,15 +113,14 @@ def _results(program: TrainProgram, bench: TestBench, records: list[Record], pro
     options, out = program.options, program.run_folder
     assert out is not None
     began = time.perf_counter()
-    progress.stage("controls", 0, 2)
+    progress.stage("controls", 0, 1)
     models = read_models(out, [node_name(node) for node in range(options.nodes)])
     gates = program.gates()
     masks = torch.stack([gates.mask(node) for node in range(options.nodes)])
     scores = mixture_scores(models, bench, masks, k=options.k, seed=options.seed)
-    progress.stage("controls", 1, 2)
     scores["fedavg"] = _last_fedavg(program, bench)
-    scores["central_moe"] = central_score(program, bench)
-    progress.stage("controls", 2, 2)
+    progress.stage("controls", 1, 1)
+    scores["central_moe"] = central_score(program, bench, progress)
     seconds: dict[str, float] = defaultdict(float)
     sent: dict[str, int] = defaultdict(int)
     for record in records:
