@@ -241,7 +241,7 @@ def test_mistakes_in_the_runs_config_are_one_line(tmp_path, config, line):
     machines = Machines(tmp_path, config=config)
     with pytest.raises(ValueError, match=re.escape(line)):
         machines.serve()
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.glob("nmoe-loopback-*")) == []
 
 
 def test_a_config_without_an_option_is_refused():
@@ -293,7 +293,7 @@ def test_two_supernodes_over_tls_train_what_one_process_trains(tmp_path):
     assert "bundles of 2 nodes share extractor" in said
     assert "finished:completed" in said
     assert left_behind(tmp_path) == []
-    (folder,) = tmp_path.iterdir()
+    (folder,) = tmp_path.glob("nmoe-loopback-*")  # torch leaves a cache of its own beside it
     program = program_of(TrainOptions(nodes=2, split="shards:5", rounds=1, gate_rounds=1), tmp_path / "local")
     stages = [stage for stage in program.stages() if stage.name != FEDAVG]
     run(stages, LocalExchange(program, range(2)), folder=tmp_path / "local")
@@ -313,4 +313,4 @@ def test_the_script_ends_every_process_when_it_is_told_to_end(tmp_path):
     assert script.returncode == 130
     assert "interrupted" in complained
     assert left_behind(tmp_path) == []
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.glob("nmoe-loopback-*")) == []
