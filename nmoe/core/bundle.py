@@ -1,12 +1,14 @@
 """Bundle: what training writes for one node and serving reads.
 
-A folder with ``card.json`` and three safetensors files (extractor, expert, gate). Reading checks the card, then sizes and hashes, before a
-tensor is touched; nothing is ever unpickled. Shapes are checked when the modules are built (``nmoe.moe.build``).
+A folder with ``card.json`` and three safetensors files (extractor, expert, gate), and with a fourth, ``prototypes.safetensors``, where the
+node can announce what its classes look like to mixtures whose gate does not know it (``nmoe.moe.newcomer``); a bundle without one reads
+alike. Reading checks the card, then sizes and hashes, before a tensor is touched; nothing is ever unpickled. Shapes of modules are checked
+when they are built (``nmoe.moe.build``), prototypes here.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +24,7 @@ from nmoe.core.files import write_bytes
 
 FORMAT = 1
 PARTS = ("extractor", "expert", "gate")
+PROTOTYPES = "prototypes"  # the part a bundle may lack
 
 
 class PartFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -62,7 +65,7 @@ class BundleCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         image_shape: height, width, channels of an input image (uint8).
         extractor, expert, gate: how to build each part.
         extractor_fingerprint: SHA-256 of the extractor's tensors; only nodes that agree on it exchange features.
-        files: size and hash of each file.
+        files: size and hash of each file, of the prototypes too where there are any.
         provenance: recipe, seed, data and revision.
     """
 
@@ -84,7 +87,7 @@ class BundleCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class Bundle(msgspec.Struct, frozen=True, kw_only=True):
-    """A verified bundle in memory: its card and the tensors of each part by name."""
+    """A verified bundle in memory: its card and the tensors of each part by name, ``prototypes`` only where it has them."""
 
     card: BundleCard
     tensors: dict[str, dict[str, Tensor]]
@@ -105,19 +108,22 @@ def write_bundle(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], **ca
 
     Args:
         folder: where to write; made if absent.
-        tensors: the tensors of ``extractor``, ``expert`` and ``gate``.
+        tensors: the tensors of ``extractor``, ``expert`` and ``gate``, and of ``prototypes`` if there are any: ``classes`` int64 [n],
+            rising and among the card's ``classes_seen``, ``means`` float32 [n, dim] and ``counts`` int64 [n].
         card: the card's fields but ``format``, ``files`` and ``extractor_fingerprint``, which are computed here.
 
     Returns:
         The card as written.
 
     Raises:
-        ValueError: when a part is missing.
+        ValueError: when a part is missing, or the prototypes are not such.
     """
-    if set(tensors) != set(PARTS):
-        raise ValueError(f"a bundle has the parts {', '.join(PARTS)}, got {', '.join(sorted(tensors))}")
+    if set(tensors) - {PROTOTYPES} != set(PARTS):
+        raise ValueError(f"a bundle has the parts {', '.join(PARTS)} and may have {PROTOTYPES}, got {', '.join(sorted(tensors))}")
+    if PROTOTYPES in tensors and (reason := unsound_prototypes(tensors[PROTOTYPES], card["classes_seen"])):
+        raise ValueError(f"prototypes of a bundle: {reason}")
     files = {}
-    for part in PARTS:
+    for part in (part for part in (*PARTS, PROTOTYPES) if part in tensors):
         data = save_tensors({name: tensor.detach().contiguous().clone() for name, tensor in tensors[part].items()})
         write_bytes(folder / f"{part}.safetensors", data)
         files[part] = PartFile(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
@@ -151,12 +157,37 @@ def _contradiction(card: BundleCard) -> str | None:
     reachable = (card.node, *card.neighbours)
     if len(set(card.experts)) != len(card.experts) or len(set(reachable)) != len(reachable) or not set(reachable) <= set(card.experts):
         return "node and neighbours are not different ones of its experts"
-    if set(card.files) != set(PARTS):
-        return f"its files are not those of {', '.join(PARTS)}"
+    if set(card.files) - {PROTOTYPES} != set(PARTS):
+        return f"its files are not those of {', '.join(PARTS)} and, if any, {PROTOTYPES}"
     if card.k < 1:  # a large one is none: serving asks as many as it reaches
         return f"k is {card.k}"
     if not all(0 <= label < card.num_classes for label in card.classes_seen):
         return f"a class it has seen is not one of its {card.num_classes}"
+    return None
+
+
+def unsound_prototypes(prototypes: Mapping[str, Tensor], classes_seen: Sequence[int]) -> str | None:
+    """Say what is wrong with the tensors of prototypes, from a bundle or from a stranger's card, or None.
+
+    Args:
+        prototypes: ``classes`` int64 [n], ``means`` float32 [n, dim] and ``counts`` int64 [n] wanted.
+        classes_seen: the classes that the prototypes may be of.
+    """
+    if set(prototypes) != {"classes", "means", "counts"}:
+        return f"tensors classes, counts, means wanted, got {', '.join(sorted(prototypes))}"
+    classes, means, counts = (prototypes[name] for name in ("classes", "means", "counts"))
+    if (classes.dtype, means.dtype, counts.dtype) != (torch.int64, torch.float32, torch.int64):
+        return f"classes int64, means float32 and counts int64 wanted, got {classes.dtype}, {means.dtype} and {counts.dtype}"
+    if classes.ndim != 1 or counts.shape != classes.shape or means.ndim != 2 or len(means) != len(classes):
+        return f"classes [n], means [n, dim] and counts [n] wanted, got {list(classes.shape)}, {list(means.shape)} and {list(counts.shape)}"
+    if not bool((classes.diff() > 0).all()):
+        return f"classes must rise, none twice, got {classes.tolist()}"
+    if not set(classes.tolist()) <= set(classes_seen):
+        return f"classes {classes.tolist()} are not all among the classes seen, {sorted(classes_seen)}"
+    if not bool(torch.isfinite(means).all()):
+        return "NaN or infinity in means"
+    if not bool((counts > 0).all()):
+        return f"counts must be above 0, got {counts.tolist()}"
     return None
 
 
@@ -168,7 +199,7 @@ def read_bundle(folder: Path) -> Bundle:
     """
     card = read_card(folder)
     tensors = {}
-    for part in PARTS:
+    for part in (part for part in (*PARTS, PROTOTYPES) if part in card.files):
         path = folder / f"{part}.safetensors"
         if not path.is_file():
             raise BundleError(f"bundle {folder} lacks {path.name}")
@@ -184,4 +215,6 @@ def read_bundle(folder: Path) -> Bundle:
             raise BundleError(f"{path} is not a safetensors file: {error}") from error
     if fingerprint(tensors["extractor"]) != card.extractor_fingerprint:
         raise BundleError(f"{folder}: the extractor's fingerprint is not the card's")
+    if PROTOTYPES in tensors and (reason := unsound_prototypes(tensors[PROTOTYPES], card.classes_seen)):
+        raise BundleError(f"{folder / PROTOTYPES}.safetensors is of another make: {reason}")
     return Bundle(card=card, tensors=tensors)

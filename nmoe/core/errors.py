@@ -4,6 +4,10 @@ A caller's mistake is a plain ``ValueError``; everything here is the world's fai
 code 2.
 """
 
+from typing import Literal
+
+Fault = Literal["cut off", "too long", "not ours", "version", "kind", "header", "shape", "number", "name"]
+
 
 class NmoeError(Exception):
     """Any failure of the world that nmoe names: files, networks, other processes."""
@@ -26,4 +30,13 @@ class MeshError(NmoeError):
 
 
 class MessageError(NmoeError):
-    """Bytes on the wire that are not a message of a known version."""
+    """Bytes on the wire that are not a message of a known version.
+
+    Attributes:
+        fault: what is wrong with them, out of a few words, so that faults can be counted by kind. ``header`` is whatever else does not
+            hold together.
+    """
+
+    def __init__(self, text: str, *, fault: Fault = "header") -> None:
+        super().__init__(text)
+        self.fault: Fault = fault

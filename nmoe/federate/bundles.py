@@ -1,16 +1,19 @@
 """Bundles: the last stage; every node receives the final gate and writes what it will serve.
 
-A bundle holds the frozen extractor, the node's own expert and its gate. In a simulation the folders lie side by side in the run; on real
-machines each node writes to its own disk, and its expert never leaves it.
+A bundle holds the frozen extractor, the node's own expert, its gate, and the prototypes of its classes: the mean of the features of its
+training samples of each class. In a simulation the folders lie side by side in the run; on real machines each node writes to its own disk,
+and its expert never leaves it. Prototypes stay there too until the node announces itself to a mesh (see ``nmoe.moe.newcomer``).
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from nmoe.core.bundle import Provenance, write_bundle
+from nmoe.core.bundle import PROTOTYPES, Provenance, write_bundle
 from nmoe.federate.base import Call, Exchange, Node, Report, Stage, State, node_name, silent
+from nmoe.federate.experts import local_features
 from nmoe.federate.gates import Gates
 from nmoe.federate.payload import Payload
+from nmoe.moe.newcomer import class_prototypes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +54,7 @@ class WriteBundles(Stage):
                 "extractor": node.recall("extractor", call),
                 "expert": node.recall("expert", call),
                 "gate": gates.personal_gate(request.tensors, own_gate),
+                PROTOTYPES: class_prototypes(local_features(gates.extractor, node, call), node.labels())._asdict(),
             },
             node=node.name,
             experts=tuple(node_name(number) for number in range(gates.num_nodes)),

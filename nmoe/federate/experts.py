@@ -5,6 +5,9 @@ Source: NMoE (arXiv 2511.01743), stage 2: each client trains its expert on local
 Departures: the loss is a reconstruction (ours; the paper's is not known to us), phi_i <- argmin E_{D_i} CE(H_i(F(x)), y). No expert
 leaves its node. Features are standardised (ours): nodes report mean and mean square of their features once, and the pooled ones become
 constants of the extractor; LOG.md has the comparison with per-sample normalisation. Features are computed once, the extractor is frozen.
+
+Privacy: the mean feature of each of a node's classes goes into its bundle (``nmoe.federate.bundles``) and leaves the node when it announces
+itself to a mesh. Of a class with one sample the mean is that sample's feature. No noise is added, also where stage 1 had some.
 """
 
 from collections.abc import Callable, Mapping

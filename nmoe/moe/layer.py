@@ -6,11 +6,13 @@ Source: NMoE (arXiv 2511.01743), y' = sum_i G(h)_i H_i(h). Departure: whether th
 probabilities are our default (own trial on digits), logits a switch.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
-from jaxtyping import Bool, Float
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from nmoe.moe.expert import Expert, StackedExperts
@@ -82,3 +84,57 @@ class Mixture(nn.Module):
         routing = self.gate(features, k=k, mask=mask)
         probabilities = combine(pick(self.experts(features), routing), routing.weights, mix=self.mix)
         return MixtureOutput(probabilities=probabilities, routing=routing)
+
+
+class ExpertOutputs(NamedTuple):
+    """The outputs of the experts behind each sample, best first.
+
+    ``experts`` is -1, and weight and outputs are 0, where fewer than k answered; the weights of the others add up to 1.
+    """
+
+    outputs: Float[Tensor, "batch k out"]
+    experts: Int[Tensor, "batch k"]
+    weights: Float[Tensor, "batch k"]
+
+    def mixed(self) -> Float[Tensor, "batch out"]:
+        """Return the weighted sum of each sample's outputs."""
+        return torch.einsum("bko,bk->bo", self.outputs, self.weights)  # y' = sum_i G(h)_i H_i(h)
+
+
+class TopKExperts(nn.Module, ABC):
+    """A bank of experts asked by gate scores: the k best of each sample, wherever they run."""
+
+    @abstractmethod
+    def forward(self, features: Float[Tensor, "batch dim"], scores: Float[Tensor, "batch expert"], *, k: int) -> ExpertOutputs:
+        """Run the k best experts of each sample.
+
+        Args:
+            features: inputs of the experts.
+            scores: the gate's, one per expert.
+            k: experts per sample.
+        """
+
+
+class LocalExperts(TopKExperts):
+    """Experts in this process; each runs on the samples that chose it.
+
+    Args:
+        experts: modules from [rows, dim] to [rows, out], in the order of the scores.
+    """
+
+    def __init__(self, experts: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(experts)
+
+    def forward(self, features: Float[Tensor, "batch dim"], scores: Float[Tensor, "batch expert"], *, k: int) -> ExpertOutputs:
+        best = scores.topk(k, dim=1)
+        rows, slots, parts = [], [], []
+        for index, expert in enumerate(self.experts):
+            row, slot = (best.indices == index).nonzero(as_tuple=True)
+            if len(row):
+                rows.append(row)
+                slots.append(slot)
+                parts.append(expert(features[row]))
+        outputs = parts[0].new_zeros(*best.indices.shape, parts[0].shape[1])  # [batch, k, out]
+        outputs = outputs.index_put((torch.cat(rows), torch.cat(slots)), torch.cat(parts))
+        return ExpertOutputs(outputs=outputs, experts=best.indices, weights=best.values.softmax(dim=1))

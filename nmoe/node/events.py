@@ -1,154 +1,251 @@
-"""Events and effects: what can happen to a node, and what it can decide to do. The words of ``protocol.step``.
+"""Events and effects: what can happen to a node, and what it can decide to do. The words of ``protocol.Origin.step``.
 
-Times are seconds on one clock of whoever carries effects out.
+Times are seconds on one clock of whoever carries effects out. Arrays are numpy: nothing here computes with torch.
 """
 
-from dataclasses import dataclass
+from enum import StrEnum
 
-from jaxtyping import Float, Int
-from torch import Tensor
+import msgspec
+import numpy as np
 
-from nmoe.node.messages import RefusalCode
+from nmoe.node.messages import ExpertCard, RefusalCode, TensorFormat
+
+
+class Failure(StrEnum):
+    """Why an asked peer did not answer an expert request."""
+
+    GONE = "gone"  # it went away
+    TIMEOUT = "timeout"  # nothing in time
+    FULL = "full"  # as much as allowed was on its way to it already: not sent
+    BUSY = "busy"
+    LATE = "late"
+    LEAVING = "leaving"
+    REFUSED = "refused"  # it said no for another reason
+    UNREADABLE = "unreadable"  # its reply was no message, or to another request
+    BAD_SHAPE = "bad shape"  # its reply had other rows or another width
+    NOT_FINITE = "not finite"  # its reply held NaN or infinity
+
+
+HONEST = frozenset({Failure.GONE, Failure.TIMEOUT, Failure.FULL, Failure.BUSY, Failure.LATE, Failure.LEAVING})  # the others are nonsense
+
+
+class _Record(msgspec.Struct, frozen=True, gc=False):
+    """Cheap to make: a simulation makes tens of millions of them."""
+
 
 # What happened
 
 
-@dataclass(frozen=True, slots=True)
-class PeerUp:
+class PeerUp(_Record):
     """A node has announced itself."""
 
     peer: str
 
 
-@dataclass(frozen=True, slots=True)
-class PeerDown:
+class PeerDown(_Record):
     """A node's announcement has ended."""
 
     peer: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InferArrived:
-    """A client's request; ``deadline_s`` is on the same clock as every other time here."""
+class CardArrived(_Record):
+    """A peer has said what it serves; ``round_trip_s`` is what that took."""
 
-    request: int
-    num_rows: int
-    deadline_s: float
-    k: int | None
+    peer: str
+    card: ExpertCard
+    round_trip_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Routed:
-    """Features and routing of a request are computed."""
+class PeerRejected(_Record):
+    """A peer is not to be asked: its card does not fit, or it failed the examination."""
 
-    request: int
-    features: Float[Tensor, "batch dim"]
-    experts: Int[Tensor, "batch k"]
-    weights: Float[Tensor, "batch k"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LocalAnswered:
-    """The own expert's logits for all rows are computed."""
-
-    request: int
-    logits: Float[Tensor, "batch classes"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ComputeFailed:
-    """This node's own computation raised."""
-
-    request: int
+    peer: str
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PeerAnswered:
-    """A peer's logits for the rows it was sent."""
+class InferArrived(_Record):
+    """A client's request of ``rows`` samples; ``deadline_s`` is on the same clock as every other time here."""
 
     request: int
-    peer: str
-    logits: Float[Tensor, "rows classes"]
+    rows: int
+    deadline_s: float
+    k: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PeerRefused:
-    """A peer said no, or what it said was no answer."""
+class Scored(_Record):
+    """The gate's scores [rows, experts] of some requests' samples: from here on they fly together.
 
-    request: int
-    peer: str
+    ``flight``: a new number; ``requests``: number and first row of each, in order; they agree in k.
+    """
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PeerGone:
-    """A peer will not answer this request: no reply, or none in time."""
-
-    request: int
-    peer: str
+    flight: int
+    requests: tuple[tuple[int, int], ...]
+    scores: np.ndarray
 
 
-@dataclass(frozen=True, slots=True)
-class DeadlinePassed:
+class OwnAnswered(_Record):
+    """The own expert's logits for all rows of a flight are there."""
+
+    flight: int
+
+
+class ComputeFailed(_Record):
+    """This node cannot compute these requests: it raised, or (``busy``) its workers have no room."""
+
+    requests: tuple[int, ...]
+    reason: str
+    code: RefusalCode = RefusalCode.FAILED
+
+
+class PeerAnswered(_Record):
+    """A peer's reply of the right shape and finite, with its load."""
+
+    flight: int
+    dispatch: int
+    wait_s: float
+    compute_s: float
+    queue_rows: int
+    bytes_received: int
+    draining: bool = False
+
+
+class PeerFailed(_Record):
+    """A peer will not answer this dispatch; ``queue_rows`` is what it said of its load, 0 if nothing."""
+
+    flight: int
+    dispatch: int
+    why: Failure
+    queue_rows: int = 0
+
+
+class TimerFired(_Record):
     """A request's timer has run out."""
 
     request: int
 
 
-Event = PeerUp | PeerDown | InferArrived | Routed | LocalAnswered | ComputeFailed | PeerAnswered | PeerRefused | PeerGone | DeadlinePassed
+class ProbeDue(_Record):
+    """It is time to try a peer whose circuit is open."""
+
+    peer: str
+
+
+class Probed(_Record):
+    """A probe came back, or did not."""
+
+    peer: str
+    alive: bool
+
+
+Event = (
+    PeerUp
+    | PeerDown
+    | CardArrived
+    | PeerRejected
+    | InferArrived
+    | Scored
+    | OwnAnswered
+    | ComputeFailed
+    | PeerAnswered
+    | PeerFailed
+    | TimerFired
+    | ProbeDue
+    | Probed
+)
 
 
 # What is to be done
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ComputeRouting:
-    """Extract features and route with these experts reachable; then ``Routed``."""
+class FetchCard(_Record):
+    """Ask a peer for its card; then ``CardArrived`` or ``PeerRejected``."""
 
-    request: int
-    mask: tuple[bool, ...]
-    k: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ComputeExpert:
-    """Run the own expert; then ``LocalAnswered``."""
-
-    request: int
-    features: Float[Tensor, "batch dim"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SendExpertRequest:
-    """Send these features to a peer; then ``PeerAnswered``, ``PeerRefused`` or ``PeerGone``."""
-
-    request: int
     peer: str
-    features: Float[Tensor, "rows dim"]
+
+
+class Queue(_Record):
+    """Let a request be scored when a worker is free; then ``Scored`` or ``ComputeFailed``."""
+
+    request: int
+
+
+class RunOwn(_Record):
+    """Run the own expert on every row of a flight; then ``OwnAnswered`` or ``ComputeFailed``."""
+
+    flight: int
+
+
+class ExpertGroup(_Record):
+    """Rows of a flight for one expert, and the slot (0 to k - 1) each fills; ``expert`` indexes the gate's outputs."""
+
+    expert: int
+    rows: tuple[int, ...] | np.ndarray
+    slots: tuple[int, ...] | np.ndarray
+
+
+class Send(_Record):
+    """Send rows of a flight's features to a peer; then ``PeerAnswered`` or ``PeerFailed``."""
+
+    flight: int
+    dispatch: int
+    peer: str
+    groups: tuple[ExpertGroup, ...]
+    format: TensorFormat
     deadline_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SetTimer:
-    """Let ``DeadlinePassed`` happen at this time."""
+class SetTimer(_Record):
+    """Let ``TimerFired`` happen at this time."""
 
     request: int
     at_s: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """The one answer to a request; shapes as in ``messages.InferReply``. ``degraded``: fewer than k experts stand behind some sample."""
+class Probe(_Record):
+    """Ask a peer for a sign of life; then ``Probed``."""
 
-    request: int
-    probabilities: Float[Tensor, "batch classes"]
-    experts: Int[Tensor, "batch k"]
-    weights: Float[Tensor, "batch k"]
+    peer: str
+
+
+class SetProbe(_Record):
+    """Let ``ProbeDue`` happen at this time."""
+
+    peer: str
+    at_s: float
+
+
+class Used(_Record):
+    """A dispatch whose reply goes into an answer, and what it fills."""
+
+    dispatch: int
+    groups: tuple[ExpertGroup, ...]
+
+
+class Finish(_Record):
+    """The answer to every request of a flight.
+
+    Attributes:
+        flight: its number.
+        requests: with the first row of each, in order.
+        rows: samples altogether.
+        experts: [rows, k] the experts behind each sample, -1 where none.
+        weights: [rows, k] adding up to 1 in each row that has an expert, 0 where none.
+        used: replies to fill in, in order: a later one overwrites an earlier.
+        own: whether the own expert's logits are to be filled in, where ``experts`` names it.
+        degraded: something other than the gate's first choice stands behind some sample, or less.
+    """
+
+    flight: int
+    requests: tuple[tuple[int, int], ...]
+    rows: int
+    experts: np.ndarray
+    weights: np.ndarray
+    used: tuple[Used, ...]
+    own: bool
     degraded: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refuse:
+class Refuse(_Record):
     """The one answer to a request that cannot be answered."""
 
     request: int
@@ -156,4 +253,4 @@ class Refuse:
     reason: str
 
 
-Effect = ComputeRouting | ComputeExpert | SendExpertRequest | SetTimer | Answer | Refuse
+Effect = FetchCard | Queue | RunOwn | Send | SetTimer | Probe | SetProbe | Finish | Refuse

@@ -1,299 +1,424 @@
-"""Protocol: what a node decides, as a pure function of what happened.
+"""Protocol: what a node decides for the requests it answers, without clock, network or computation.
 
-``step(state, event) -> (state, effects)`` reads no clock, waits for nothing and sends nothing; ``runner.py`` carries effects out.
+``Origin.step(event, now_s) -> effects``: ``runner.py`` carries the effects out over a transport, ``world.py`` in virtual time.
 
 Source: NMoE (arXiv 2511.01743): h = F(x); the gate picks k experts; h goes to their owners; y' = sum_j G(h)_j H_j(h).
 
-Departures (the source is silent about failure):
-- The gate is masked to itself and the neighbours that are up, and k shrinks to their number.
-- A peer that refuses, is gone, or answers nonsense costs its weight at once; the rest of each sample's weights are renormalised. A sample
-  none of whose chosen experts (of positive weight) answered is answered by the node's own expert.
-- The own expert is computed for every row of every request, right after the requests to the peers have left: it costs one small expert
-  beside the extractor (a few percent), overlaps with the network, and whatever happens afterwards the fallback is at hand. A deadline that
-  passes earlier still, before this node could compute its own answer, is answered by a refusal ("late").
-- All rows for one peer travel in one message.
+Departures (the source is silent about networks and failure):
+- Requests that wait together are scored together and fly together: one message per peer carries all their rows (a flight).
+- Who is asked is decided by gate and links together, see ``plan.py``.
+- A peer that fails before the deadline is replaced, once per sample and slot, by another node with the same expert or else by the next best
+  expert, if that can still arrive; otherwise the weights of those that answered are renormalised. A sample that nobody answered is answered
+  by the node's own expert, which runs for every row beside the network.
+- A peer slower than its own 95th percentile is hedged: the same rows go to another node with the same expert, and the first answer counts;
+  without one, to the next best expert, which counts only if the chosen one does not answer in time. At most one dispatch in ten is a hedge.
+- No peer gets two messages about one flight. Every request is answered exactly once, at the latest at its deadline.
 
 | paper | here |
 |---|---|
-| h | features |
-| G(h) | Routed.experts, Routed.weights |
-| H_j(h) | LocalAnswered.logits, PeerAnswered.logits |
+| G(h) | Scored.scores; Finish.experts, Finish.weights |
+| H_j(h) | PeerAnswered, OwnAnswered |
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from enum import Enum, auto
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from nmoe.moe.layer import Mix, combine
 from nmoe.node.events import (
-    Answer,
-    ComputeExpert,
+    CardArrived,
     ComputeFailed,
-    ComputeRouting,
-    DeadlinePassed,
     Effect,
     Event,
+    ExpertGroup,
+    Failure,
+    FetchCard,
     InferArrived,
-    LocalAnswered,
+    OwnAnswered,
     PeerAnswered,
     PeerDown,
-    PeerGone,
-    PeerRefused,
+    PeerFailed,
+    PeerRejected,
     PeerUp,
+    Probe,
+    Probed,
+    ProbeDue,
+    Queue,
     Refuse,
-    Routed,
-    SendExpertRequest,
+    RunOwn,
+    Scored,
+    SetProbe,
     SetTimer,
+    TimerFired,
 )
-from nmoe.node.messages import RefusalCode
+from nmoe.node.flight import Dispatch, Flight, Request, Role, State
+from nmoe.node.links import Circuit, Link
+from nmoe.node.messages import ExpertCard, RefusalCode, TensorFormat
+from nmoe.node.plan import Routing
+from nmoe.node.reach import Reach
+
+HEDGE_SHARE, MAX_HEDGE_CREDIT = 0.1, 10.0
+EARLY_S = 1e-4  # timers this close to now are taken as due
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NodeRules:
-    """What a node knows before anything happens.
+class Rules:
+    """What a node decides by.
 
     Attributes:
-        name: this node.
-        experts: all nodes, in the order of the gate's outputs.
-        neighbours: nodes this one may ask.
-        k: experts asked per sample unless the request says otherwise.
-        num_classes: logits per sample.
-        mix: what is averaged.
-        max_requests: infer requests in progress; one more is refused as busy. Our choice.
-        max_rows: samples in progress over all requests; a larger request is taken only when it is alone. Our choice.
+        name: this node, or client.
+        experts: names of the gate's outputs, in order.
+        own: the index among them of this node's own expert; None for a client that has none.
+        k: experts per sample unless the request says otherwise.
+        in_dim, out_dim: numbers per feature vector and per expert output.
+        max_requests, max_rows: requests and samples in progress; more are refused as busy. A larger request is taken when it is alone.
+        routing: what decides who is asked.
+        formats: tensor formats that may be used, most precise first.
+        hedge: whether slow peers are hedged.
+        neighbours: the only peers that may be asked; None for everybody who serves a known expert.
     """
 
     name: str
     experts: tuple[str, ...]
-    neighbours: frozenset[str]
+    own: int | None
     k: int
-    num_classes: int
-    mix: Mix
+    in_dim: int
+    out_dim: int
     max_requests: int = 64
     max_rows: int = 16384
+    routing: Routing = Routing.BOTH
+    formats: tuple[TensorFormat, ...] = (TensorFormat.FLOAT32, TensorFormat.FLOAT16, TensorFormat.INT8)
+    hedge: bool = True
+    neighbours: frozenset[str] | None = None
 
 
-class Asked(Enum):
-    """Where an asked peer stands, as long as it has not answered."""
-
-    WAITING = auto()
-    FAILED = auto()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """One request in progress.
-
-    Attributes:
-        num_rows: samples.
-        k: experts wanted per sample; the gate may have had fewer to choose from.
-        deadline_s: when its answer is due.
-        experts, weights: the routing; None until computed.
-        own: the own expert's logits; None until computed.
-        peers: every peer asked, with its logits once they are there.
-    """
-
-    num_rows: int
-    k: int
-    deadline_s: float
-    experts: Tensor | None = None
-    weights: Tensor | None = None
-    own: Tensor | None = None
-    peers: Mapping[str, Asked | Tensor] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeState:
-    """Everything a node knows: its rules, who is up, and the requests in progress (at most ``rules.max_requests``)."""
-
-    rules: NodeRules
-    up: frozenset[str] = frozenset()
-    requests: Mapping[int, Request] = field(default_factory=dict)
-
-
-Step = tuple[NodeState, tuple[Effect, ...]]
-
-
-def step(state: NodeState, event: Event) -> Step:
-    """Decide what follows from one event.
+class Origin:
+    """A node as the origin of requests: its links, its requests in progress and its decisions.
 
     Args:
-        state: the node before.
-        event: what happened. Events about requests that are over, or about peers that were not asked, change nothing.
-
-    Returns:
-        The node afterwards, and what is to be done, in order.
+        rules: what it decides by.
+        draw: for the choice between replicas.
     """
-    match event:
-        case PeerUp(peer):
-            return _peer_up(state, peer)
-        case PeerDown(peer):
-            return _peer_down(state, peer)
-        case InferArrived():
-            return _arrived(state, event)
-    request = state.requests.get(event.request)
-    return (state, ()) if request is None else _step_request(state, request, event)
 
+    def __init__(self, rules: Rules, draw: random.Random) -> None:
+        self.rules = rules
+        self.experts = list(rules.experts)
+        self.links: dict[str, Link] = {}
+        self.servers: dict[int, list[str]] = {}  # by expert: admitted peers that serve it
+        self.requests: dict[int, Request] = {}
+        self.flights: dict[int, Flight] = {}
+        self.rows_in_progress = 0
+        self.chosen_rows: dict[int, int] = {}
+        self.answered_rows: dict[int, int] = {}
+        self.reach = Reach(rules, self.links, self.servers, draw)
+        self._hedge_credit = 1.0
+        self._handlers: Mapping[type, Callable[..., list[Effect]]] = {
+            PeerUp: self._peer_up,
+            PeerDown: self._peer_down,
+            CardArrived: self._card_arrived,
+            PeerRejected: self._peer_rejected,
+            InferArrived: self._infer_arrived,
+            Scored: self._scored,
+            OwnAnswered: self._own_answered,
+            ComputeFailed: self._compute_failed,
+            PeerAnswered: self._peer_answered,
+            PeerFailed: self._peer_failed,
+            TimerFired: self._timer_fired,
+            ProbeDue: self._probe_due,
+            Probed: self._probed,
+        }
 
-def _step_request(
-    state: NodeState,
-    request: Request,
-    event: Routed | LocalAnswered | ComputeFailed | PeerAnswered | PeerRefused | PeerGone | DeadlinePassed,
-) -> Step:
-    match event:
-        case Routed():
-            return _routed(state, request, event)
-        case LocalAnswered():
-            return _progress(state, event.request, replace(request, own=event.logits))
-        case ComputeFailed():
-            return _finish(state, event.request, Refuse(request=event.request, code=RefusalCode.FAILED, reason=event.reason))
-        case PeerAnswered():
-            return _peer_answered(state, request, event)
-        case PeerRefused() | PeerGone():
-            return _peer_failed(state, event.request, request, event.peer)
-        case DeadlinePassed():
-            return _deadline(state, event.request, request)
+    def step(self, event: Event, now_s: float) -> list[Effect]:
+        """Decide what follows from one event.
 
+        Args:
+            event: what happened. Events about flights and requests that are over change nothing but what is known of a link.
+            now_s: the time, never less than at the step before.
 
-def _peer_up(state: NodeState, peer: str) -> Step:
-    if peer not in state.rules.neighbours:
-        return state, ()
-    return replace(state, up=state.up | {peer}), ()
+        Returns:
+            What is to be done, in order.
+        """
+        return self._handlers[type(event)](event, now_s)
 
+    # Membership
 
-def _peer_down(state: NodeState, peer: str) -> Step:
-    effects: tuple[Effect, ...] = ()
-    state = replace(state, up=state.up - {peer})
-    for number, request in tuple(state.requests.items()):
-        state, more = _peer_failed(state, number, request, peer)
-        effects += more
-    return state, effects
+    def expert_index(self, name: str) -> int | None:
+        """Return the gate's output for an expert, None if it has none."""
+        return self.experts.index(name) if name in self.experts else None
 
+    def add_expert(self, name: str) -> int:
+        """Give the gate one more output (its scores must have it from now on); return its index."""
+        self.experts.append(name)
+        for link in self.links.values():
+            if link.card is not None and name in link.card.experts:
+                self._admit(link, link.card)
+        return len(self.experts) - 1
 
-def _arrived(state: NodeState, event: InferArrived) -> Step:
-    rules = state.rules
-    if event.request in state.requests:
-        return state, ()
-    rows = sum(request.num_rows for request in state.requests.values())
-    if len(state.requests) >= rules.max_requests or (rows and rows + event.num_rows > rules.max_rows):
-        reason = f"{rules.name} has {len(state.requests)} requests with {rows} samples in progress"
-        return state, (Refuse(request=event.request, code=RefusalCode.BUSY, reason=reason),)
-    k = rules.k if event.k is None else event.k
-    if not 1 <= k <= len(rules.experts):
-        reason = f"k must be between 1 and the {len(rules.experts)} experts, got {k}"
-        return state, (Refuse(request=event.request, code=RefusalCode.BAD_SHAPE, reason=reason),)
-    mask = tuple(name == rules.name or name in state.up for name in rules.experts)
-    request = Request(num_rows=event.num_rows, k=k, deadline_s=event.deadline_s)
-    return replace(state, requests={**state.requests, event.request: request}), (
-        SetTimer(request=event.request, at_s=event.deadline_s),
-        ComputeRouting(request=event.request, mask=mask, k=min(k, sum(mask))),
-    )
+    def _peer_up(self, event: PeerUp, now_s: float) -> list[Effect]:
+        rules = self.rules
+        if event.peer == rules.name or (rules.neighbours is not None and event.peer not in rules.neighbours):
+            return []
+        link = self.links.setdefault(event.peer, Link(event.peer))
+        link.appeared()
+        return [FetchCard(event.peer)]  # it may have changed
 
+    def _peer_down(self, event: PeerDown, now_s: float) -> list[Effect]:
+        link = self.links.get(event.peer)
+        if link is None or not link.up:
+            return []
+        link.up = False
+        self._dismiss(link)
+        effects: list[Effect] = []
+        for flight in list(self.flights.values()):
+            for dispatch in flight.dispatches:
+                if dispatch.peer == event.peer and dispatch.state is State.WAITING:
+                    effects += self._fail(flight, dispatch, Failure.GONE, 0, now_s)
+                    break  # a peer is asked once about a flight
+        return effects
 
-def _routed(state: NodeState, request: Request, event: Routed) -> Step:
-    if request.experts is not None:
-        return state, ()
-    rules = state.rules
-    peers: dict[str, Asked | Tensor] = {}
-    effects: list[Effect] = []
-    for index in sorted(set(event.experts.flatten().tolist())):
-        peer = rules.experts[index]
-        if peer == rules.name:
-            continue
-        if peer not in state.up:  # went down while the routing was computed
-            peers[peer] = Asked.FAILED
-            continue
-        peers[peer] = Asked.WAITING
-        rows = (event.experts == index).any(dim=1)  # [batch]
-        effects.append(SendExpertRequest(request=event.request, peer=peer, features=event.features[rows], deadline_s=request.deadline_s))
-    effects.append(ComputeExpert(request=event.request, features=event.features))
-    request = replace(request, experts=event.experts, weights=event.weights, peers=peers)
-    state, more = _progress(state, event.request, request)
-    return state, (*effects, *more)
+    def _card_arrived(self, event: CardArrived, now_s: float) -> list[Effect]:
+        link = self.links.get(event.peer)
+        if link is None or not link.up:
+            return []
+        link.heard(event.round_trip_s)
+        link.rejected, link.draining = None, event.card.draining
+        self._admit(link, event.card)
+        return []
 
+    def _peer_rejected(self, event: PeerRejected, now_s: float) -> list[Effect]:
+        link = self.links.setdefault(event.peer, Link(event.peer))
+        link.rejected = event.reason
+        self._dismiss(link)
+        return []
 
-def _peer_answered(state: NodeState, request: Request, event: PeerAnswered) -> Step:
-    if request.peers.get(event.peer) is not Asked.WAITING:
-        return state, ()
-    assert request.experts is not None  # peers are asked once the routing is known
-    rows = int((request.experts == state.rules.experts.index(event.peer)).any(dim=1).sum())
-    if event.logits.shape != (rows, state.rules.num_classes) or not bool(event.logits.isfinite().all()):
-        return _peer_failed(state, event.request, request, event.peer)
-    return _progress(state, event.request, replace(request, peers={**request.peers, event.peer: event.logits}))
+    def _admit(self, link: Link, card: ExpertCard) -> None:
+        self._dismiss(link)
+        link.card = card
+        for name in card.experts:
+            expert = self.expert_index(name)
+            if expert is not None:
+                self.servers.setdefault(expert, []).append(link.peer)
 
+    def _dismiss(self, link: Link) -> None:
+        for peers in self.servers.values():
+            if link.peer in peers:
+                peers.remove(link.peer)
 
-def _peer_failed(state: NodeState, number: int, request: Request, peer: str) -> Step:
-    if request.peers.get(peer) is not Asked.WAITING:
-        return state, ()
-    return _progress(state, number, replace(request, peers={**request.peers, peer: Asked.FAILED}))
+    # Requests
 
+    def _infer_arrived(self, event: InferArrived, now_s: float) -> list[Effect]:
+        rules = self.rules
+        if event.request in self.requests:
+            return []
+        if len(self.requests) >= rules.max_requests or (self.requests and self.rows_in_progress + event.rows > rules.max_rows):
+            reason = f"{rules.name} has {len(self.requests)} requests with {self.rows_in_progress} samples in progress"
+            return [Refuse(event.request, RefusalCode.BUSY, reason)]
+        k = rules.k if event.k is None else event.k
+        if not 1 <= k <= len(self.experts):
+            return [Refuse(event.request, RefusalCode.BAD_SHAPE, f"k must be between 1 and the {len(self.experts)} experts, got {k}")]
+        self.requests[event.request] = Request(event.request, event.rows, event.deadline_s, k)
+        self.rows_in_progress += event.rows
+        return [SetTimer(event.request, event.deadline_s), Queue(event.request)]
 
-def _progress(state: NodeState, number: int, request: Request) -> Step:
-    """Keep the request as it now is, or answer it when nothing is left to wait for."""
-    waiting = any(asked is Asked.WAITING for asked in request.peers.values())
-    if request.experts is None or waiting or not _can_answer(state.rules, request):
-        return replace(state, requests={**state.requests, number: request}), ()
-    return _finish(state, number, _answer(state.rules, number, request))
+    def _scored(self, event: Scored, now_s: float) -> list[Effect]:
+        requests = [self.requests.get(number) for number, _ in event.requests]
+        open_requests = [request for request in requests if request is not None]
+        if not open_requests:  # all of them were late
+            return []
+        flight = Flight(event.flight, event.requests, open_requests, event.scores)
+        self.flights[flight.number] = flight
+        for request in open_requests:
+            request.flight = flight.number
+        effects: list[Effect] = []
+        for peer, groups in self.reach.choose(flight, now_s).items():
+            for group in groups:
+                self.chosen_rows[group.expert] = self.chosen_rows.get(group.expert, 0) + len(group.rows)
+            if peer is not None:
+                effects.append(self._dispatch(flight, peer, tuple(groups), Role.CHOSEN, now_s))
+        self._hedge_credit = min(MAX_HEDGE_CREDIT, self._hedge_credit + HEDGE_SHARE * len(effects))
+        if self.rules.own is not None:
+            effects.append(RunOwn(flight.number))
+        if flight.waiting:
+            effects += self._next_timer(flight, now_s)
+        return effects + self._progress(flight)
 
+    def _dispatch(self, flight: Flight, peer: str, groups: tuple[ExpertGroup, ...], role: Role, now_s: float) -> Effect:
+        dispatch = Dispatch(len(flight.dispatches), peer, groups, role, now_s)
+        flight.dispatches.append(dispatch)
+        flight.asked.add(peer)
+        flight.waiting += role is not Role.STANDBY
+        send = self.reach.send(flight, dispatch, now_s)
+        self.links[peer].sent(dispatch.rows, send.format)
+        return send
 
-def _deadline(state: NodeState, number: int, request: Request) -> Step:
-    if request.experts is not None and _can_answer(state.rules, request, at_deadline=True):
-        return _finish(state, number, _answer(state.rules, number, request))
-    reason = f"the deadline passed before {state.rules.name} had computed its own answer"
-    return _finish(state, number, Refuse(request=number, code=RefusalCode.LATE, reason=reason))
+    def _own_answered(self, event: OwnAnswered, now_s: float) -> list[Effect]:
+        flight = self.flights.get(event.flight)
+        if flight is None:
+            return []
+        flight.own_done = True
+        return self._progress(flight)
 
+    def _compute_failed(self, event: ComputeFailed, now_s: float) -> list[Effect]:
+        effects: list[Effect] = []
+        for number in event.requests:
+            request = self.requests.get(number)
+            if request is not None:
+                effects.append(self._refuse(request, event.code, event.reason))
+        return effects
 
-def _finish(state: NodeState, number: int, effect: Answer | Refuse) -> Step:
-    return replace(state, requests={other: kept for other, kept in state.requests.items() if other != number}), (effect,)
+    def _peer_answered(self, event: PeerAnswered, now_s: float) -> list[Effect]:
+        flight = self.flights.get(event.flight)
+        if flight is None:
+            return []
+        dispatch = flight.dispatches[event.dispatch]
+        if dispatch.state is not State.WAITING:
+            return []
+        link = self.links[dispatch.peer]
+        link.answered_in(
+            now_s - dispatch.sent_s,
+            wait_s=event.wait_s,
+            compute_s=event.compute_s,
+            queue_rows=event.queue_rows,
+            rows=dispatch.rows,
+            size=self.reach.size(dispatch.rows, link.format),
+            now_s=now_s,
+        )
+        link.bytes_received += event.bytes_received
+        link.draining = event.draining
+        dispatch.state = State.ANSWERED
+        for group in dispatch.groups:
+            self.answered_rows[group.expert] = self.answered_rows.get(group.expert, 0) + len(group.rows)
+        flight.waiting -= dispatch.role is not Role.STANDBY
+        if dispatch.twin is not None:  # the same rows went to a node with the same expert: the first answer counts
+            twin = flight.dispatches[dispatch.twin]
+            if twin.state is State.WAITING:
+                twin.state = State.OVERTAKEN
+                flight.waiting -= 1
+                self.links[twin.peer].rows_in_flight -= twin.rows
+        return self._progress(flight)
 
+    def _peer_failed(self, event: PeerFailed, now_s: float) -> list[Effect]:
+        flight = self.flights.get(event.flight)
+        if flight is None or flight.dispatches[event.dispatch].state is not State.WAITING:
+            return []
+        return self._fail(flight, flight.dispatches[event.dispatch], event.why, event.queue_rows, now_s)
 
-def _can_answer(rules: NodeRules, request: Request, *, at_deadline: bool = False) -> bool:
-    """Whether every row has an answer; before the deadline the own expert must have answered wherever it was chosen."""
-    if request.own is not None:
-        return True
-    assert request.experts is not None
-    if not at_deadline and bool((request.experts == rules.experts.index(rules.name)).any()):
-        return False
-    return bool((_answered(rules, request)[1].sum(dim=1) > 0).all())
+    def _fail(self, flight: Flight, dispatch: Dispatch, why: Failure, queue_rows: int, now_s: float) -> list[Effect]:
+        dispatch.state = State.FAILED
+        flight.waiting -= dispatch.role is not Role.STANDBY
+        effects = self._link_failed(dispatch, why, queue_rows, now_s)
+        twin = None if dispatch.twin is None else flight.dispatches[dispatch.twin]
+        if flight.number not in self.flights:
+            return effects
+        if dispatch.role in (Role.CHOSEN, Role.REPLICA) and (twin is None or twin.state is State.FAILED) and now_s < flight.deadline_s:
+            for peer, groups, same in self.reach.instead(flight, dispatch, now_s):
+                if peer is None:
+                    flight.own_fill += groups
+                else:
+                    effects.append(self._dispatch(flight, peer, groups, Role.CHOSEN if same else Role.SUBSTITUTE, now_s))
+        return effects + self._progress(flight)
 
+    def _link_failed(self, dispatch: Dispatch, why: Failure, queue_rows: int, now_s: float) -> list[Effect]:
+        link = self.links[dispatch.peer]
+        opened = link.failed_with(why, rows=dispatch.rows, queue_rows=queue_rows, now_s=now_s)
+        return [SetProbe(link.peer, now_s + link.pause_s)] if opened else []
 
-def _answered(rules: NodeRules, request: Request) -> tuple[Tensor, Tensor]:
-    """Return the logits [batch, k, classes] that are there (zeros elsewhere), and the weights [batch, k] of those."""
-    assert request.experts is not None
-    assert request.weights is not None
-    logits = request.weights.new_zeros(*request.experts.shape, rules.num_classes)  # [batch, k, classes]
-    there = torch.zeros_like(request.experts, dtype=torch.bool)  # [batch, k]
-    for peer, answer in request.peers.items():
-        if isinstance(answer, Tensor):
-            chosen = request.experts == rules.experts.index(peer)
-            logits[chosen] = answer  # rows in order, as they were sent: an expert stands once in a row
-            there |= chosen
-    if request.own is not None:
-        row, column = (request.experts == rules.experts.index(rules.name)).nonzero(as_tuple=True)
-        logits[row, column] = request.own[row]
-        there[row, column] = True
-    return logits, request.weights * there
+    # Time
 
+    def _timer_fired(self, event: TimerFired, now_s: float) -> list[Effect]:
+        request = self.requests.get(event.request)
+        if request is None:
+            return []
+        flight = None if request.flight is None else self.flights[request.flight]
+        if now_s >= request.deadline_s - EARLY_S:
+            return self._deadline(request, flight, now_s)
+        return [] if flight is None else self._hedge(flight, now_s)
 
-def _answer(rules: NodeRules, number: int, request: Request) -> Answer:
-    assert request.experts is not None
-    logits, weights = _answered(rules, request)
-    experts = request.experts.where(weights > 0, -1)
-    total = weights.sum(dim=1, keepdim=True)  # [batch, 1]
-    alone = total.squeeze(1) <= 0  # samples that only the own expert can answer
-    if bool(alone.any()):
-        assert request.own is not None
-        experts[alone], weights[alone] = -1, 0.0
-        experts[alone, 0], weights[alone, 0], logits[alone, 0] = rules.experts.index(rules.name), 1.0, request.own[alone]
-        total = total.masked_fill(alone.unsqueeze(1), 1.0)
-    weights = weights / total  # renormalised over those that answered
-    probabilities = combine(logits, weights, mix=rules.mix)
-    missing = request.k - experts.shape[1]
-    if missing:  # fewer than k could be reached
-        experts = torch.nn.functional.pad(experts, (0, missing), value=-1)
-        weights = torch.nn.functional.pad(weights, (0, missing))
-    failed = any(not isinstance(answer, Tensor) for answer in request.peers.values())
-    return Answer(request=number, probabilities=probabilities, experts=experts, weights=weights, degraded=failed or missing > 0)
+    def _deadline(self, request: Request, flight: Flight | None, now_s: float) -> list[Effect]:
+        if flight is None or not flight.can_answer(self.rules.own, at_deadline=True):
+            reason = f"the deadline passed before {self.rules.name} had an answer of its own"
+            return [self._refuse(request, RefusalCode.LATE, reason)]
+        effects: list[Effect] = []
+        for dispatch in flight.dispatches:
+            if dispatch.state is State.WAITING:
+                dispatch.state = State.FAILED
+                effects += self._link_failed(dispatch, Failure.TIMEOUT, 0, now_s)
+        return [self._finish(flight), *effects]
+
+    def _hedge(self, flight: Flight, now_s: float) -> list[Effect]:
+        effects: list[Effect] = []
+        for dispatch in list(flight.dispatches):
+            due = dispatch.state is State.WAITING and dispatch.hedge_at_s is not None and dispatch.hedge_at_s <= now_s + EARLY_S
+            if not due:
+                continue
+            dispatch.hedge_at_s = None
+            if self._hedge_credit < 1:
+                continue
+            for peer, groups, same in self.reach.instead(flight, dispatch, now_s):
+                if peer is None:
+                    flight.own_fill += groups
+                    continue
+                self._hedge_credit -= 1
+                self.links[peer].hedged += 1
+                effects.append(self._dispatch(flight, peer, groups, Role.REPLICA if same else Role.STANDBY, now_s))
+                if same:
+                    dispatch.twin, flight.dispatches[-1].twin = len(flight.dispatches) - 1, dispatch.index
+        return effects + self._next_timer(flight, now_s)
+
+    def _next_timer(self, flight: Flight, now_s: float) -> list[Effect]:
+        """Have a timer at the next hedge; the deadlines have theirs."""
+        if not self.rules.hedge:
+            return []
+        times = [
+            dispatch.hedge_at_s for dispatch in flight.dispatches if dispatch.hedge_at_s is not None and dispatch.state is State.WAITING
+        ]
+        if not times or min(times) >= flight.deadline_s:
+            return []
+        return [SetTimer(flight.open_requests[0].number, max(min(times), now_s))]
+
+    # Circuits
+
+    def _probe_due(self, event: ProbeDue, now_s: float) -> list[Effect]:
+        link = self.links[event.peer]
+        if link.circuit is not Circuit.OPEN:
+            return []
+        if not link.up:
+            return [SetProbe(link.peer, now_s + link.pause_s)]
+        link.circuit = Circuit.PROBING
+        return [Probe(link.peer)]
+
+    def _probed(self, event: Probed, now_s: float) -> list[Effect]:
+        link = self.links[event.peer]
+        return [SetProbe(link.peer, now_s + link.pause_s)] if link.probed(alive=event.alive) else []
+
+    # Answers
+
+    def _progress(self, flight: Flight) -> list[Effect]:
+        """Answer a flight when nothing is left to wait for."""
+        if flight.number not in self.flights or flight.waiting or not flight.can_answer(self.rules.own, at_deadline=False):
+            return []
+        return [self._finish(flight)]
+
+    def _finish(self, flight: Flight) -> Effect:
+        del self.flights[flight.number]
+        for dispatch in flight.dispatches:  # standbys nobody waits for any more
+            if dispatch.state is State.WAITING:
+                self.links[dispatch.peer].rows_in_flight -= dispatch.rows
+        for request in flight.open_requests:
+            self._forget(request)
+        return flight.finish(self.rules.own)
+
+    def _refuse(self, request: Request, code: RefusalCode, reason: str) -> Effect:
+        self._forget(request)
+        flight = None if request.flight is None else self.flights.get(request.flight)
+        if flight is not None:
+            flight.open_requests.remove(request)
+            if not flight.open_requests:
+                del self.flights[flight.number]
+                for dispatch in flight.dispatches:
+                    if dispatch.state is State.WAITING:
+                        self.links[dispatch.peer].rows_in_flight -= dispatch.rows
+        return Refuse(request.number, code, reason)
+
+    def _forget(self, request: Request) -> None:
+        del self.requests[request.number]
+        self.rows_in_progress -= request.rows

@@ -12,11 +12,14 @@ from typing import Self
 
 
 class Service(StrEnum):
-    """What a node serves: its expert to peers, inference to clients, its status to anybody in the mesh."""
+    """What a node serves: its experts and their derivatives to peers, inference to clients; card, status and a sign of life to anybody."""
 
     EXPERT = "expert"
+    GRADIENT = "gradient"
     INFER = "infer"
+    CARD = "card"
     STATUS = "status"
+    PING = "ping"
 
 
 class Silence(Enum):
@@ -31,6 +34,7 @@ Respond = Callable[[bytes], None]
 OnQuery = Callable[[bytes, Respond], None]
 OnReply = Callable[[bytes | Silence], None]
 OnPeer = Callable[[str, bool], None]
+OnRefusal = Callable[[str, str], None]
 
 
 class Transport(ABC):
@@ -40,11 +44,22 @@ class Transport(ABC):
 
     @abstractmethod
     def announce(self) -> None:
-        """Tell the mesh that this node is alive, until ``close`` or death."""
+        """Tell the mesh that this node is alive, until ``withdraw``, ``close`` or death. Again: that its card has changed."""
+
+    @abstractmethod
+    def withdraw(self) -> None:
+        """Take the announcement back, and go on serving whoever asks."""
 
     @abstractmethod
     def watch(self, on_peer: OnPeer) -> None:
-        """Call ``on_peer(name, alive)`` for every node alive now (this one too) and at every later change."""
+        """Call ``on_peer(name, alive)`` for every node alive now (this one too) and at every later change.
+
+        ``on_peer(name, True)`` for a node already alive says that its card has changed.
+        """
+
+    @abstractmethod
+    def watch_refusals(self, on_refusal: OnRefusal) -> None:
+        """Call ``on_refusal(who, reason)`` for everybody whom the transport itself does not let in, as far as it can tell."""
 
     @abstractmethod
     def serve(self, service: Service, on_query: OnQuery) -> None:
@@ -56,6 +71,10 @@ class Transport(ABC):
     @abstractmethod
     def ask(self, node: str, service: Service, payload: bytes, *, timeout_s: float, on_reply: OnReply) -> None:
         """Send a query; ``on_reply`` is called exactly once, with the reply or with why there is none. Never blocks."""
+
+    @abstractmethod
+    def rejoin(self) -> None:
+        """Leave the mesh and join it anew, under the same name: this process did not run for longer than the others wait. Does not block."""
 
     @abstractmethod
     def close(self) -> None:

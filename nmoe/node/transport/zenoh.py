@@ -1,43 +1,39 @@
 """Zenoh: the mesh over real links, node to node, without a broker. The only file that imports zenoh.
 
-Keys: ``nmoe/<mesh>/<extractor fingerprint>/node/<name>/<service>`` and ``nmoe/<mesh>/<extractor fingerprint>/alive/<name>``.
+Keys: ``nmoe/<mesh>/<extractor fingerprint>/node/<name>/<service>`` and ``nmoe/<mesh>/<extractor fingerprint>/alive/<name>/<edition>``, where
+a changed card is a new edition.
 
 What zenoh 1.10.2 does that this file answers to (measured, see docs/why):
-- callbacks of one queryable are serial and run on its receiving thread: they only hand on; sending is done by two threads of ours
-- ``get`` blocks its caller when a link is full: so never on a thread that keeps deadlines
+- callbacks of one queryable are serial and run on its receiving thread: they only hand on
+- ``get`` and ``reply`` block their caller when a link's queue is full. A window per node (``window.py``) keeps less on its way than a queue
+  holds, so a small message is sent by whoever has it; a large one, or one from a callback, by a thread of ours
 - a plain callable starts a Python thread per query: ``indirect=False`` everywhere
 - flooding a frozen node stalls queries to healthy ones: ``window.py``
 - an empty reply means gone, ``Timeout`` means frozen; a handler that raises gives an empty reply: here it becomes a refusal
+- a session that was frozen for longer than its lease may come back half connected: ``rejoin`` opens a new one
 """
 
-import ipaddress
 import json
 import re
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from queue import SimpleQueue
 
 import zenoh
 
 from nmoe.core.errors import MeshError
 from nmoe.node.messages import MAGIC, RefusalCode, check_name, encode, refusal
-from nmoe.node.transport.base import OnPeer, OnQuery, OnReply, Service, Silence, Transport
+from nmoe.node.transport.base import OnPeer, OnQuery, OnRefusal, OnReply, Respond, Service, Silence, Transport
+from nmoe.node.transport.config import Mode, TlsFiles, ZenohSettings, check_endpoint
 from nmoe.node.transport.window import Window
 
 MAX_REPLIES_QUEUED = 1024
-_ENDPOINT = re.compile(r"(tcp|tls|quic)/(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):([0-9]{1,5})")
+DIRECT_BYTES = 256 << 10  # sent by whoever has it; well below what a link's queue holds
+REJOIN_TRIES, REJOIN_PAUSE_S = 10, 0.5
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TlsFiles:
-    """The files of mutual TLS: who is trusted, and who this is. Certificates need an IP as alternative name where IPs are dialled."""
-
-    root_ca: Path
-    certificate: Path
-    private_key: Path
+_thread = threading.local()  # whether this thread runs a callback of zenoh's
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -72,81 +68,111 @@ class _Outbox:
         self.thread.join()
 
 
+class _Callback:
+    """Marks its thread as zenoh's while it runs."""
+
+    def __enter__(self) -> None:
+        _thread.depth = self._depth() + 1
+
+    def __exit__(self, *_: object) -> None:
+        _thread.depth -= 1
+
+    @staticmethod
+    def _depth() -> int:
+        return _thread.__dict__.get("depth", 0)
+
+    @classmethod
+    def running(cls) -> bool:
+        """Say whether this thread runs one."""
+        return cls._depth() > 0
+
+
 class ZenohTransport(Transport):
-    """One member's door to a mesh over zenoh, in peer mode, discovery by gossip from the seeds.
+    """One member's door to a mesh over zenoh, discovery by gossip from the seeds.
 
     Args:
-        mesh: name of the mesh, one word.
+        settings: endpoints, security and sizes; the mode must be peer or client.
         name: name of this node, one word; None for a client, which only watches and asks.
         fingerprint: the extractor's; None for a client of whatever is served in the mesh.
-        listen: endpoint such as ``tcp/127.0.0.1:7447``; port 0 for any.
-        seeds: endpoints of nodes to begin with; give two or three. The own one is left out.
-        insecure: allow plain tcp beyond this machine.
-        tls: needed for ``tls/`` and ``quic/`` endpoints.
-        lease_s: how long a frozen node counts as alive.
 
     Raises:
-        ValueError: when a name or endpoint is malformed, or an endpoint is plain tcp beyond this machine without ``insecure``.
+        ValueError: when a name is malformed.
         MeshError: when the endpoint cannot be listened on.
     """
 
-    def __init__(
-        self,
-        *,
-        mesh: str,
-        name: str | None,
-        fingerprint: str | None,
-        listen: str,
-        seeds: Sequence[str],
-        insecure: bool = False,
-        tls: TlsFiles | None = None,
-        lease_s: float = 1.0,
-    ) -> None:
-        for endpoint in (listen, *seeds):
-            check_endpoint(endpoint, insecure=insecure)
-        self.endpoint = listen
+    def __init__(self, settings: ZenohSettings, *, name: str | None, fingerprint: str | None) -> None:
+        if settings.mesh is None:
+            raise ValueError("a node or client needs the name of its mesh, got none")
+        self.endpoint = settings.listen[0] if settings.listen else ""
+        self._settings = settings
         self._name = None if name is None else check_name(name, "node name")
-        self._root = f"nmoe/{check_name(mesh, 'mesh name')}"
+        self._root = f"nmoe/{settings.mesh}"
         self._fingerprint = None if fingerprint is None else check_name(fingerprint, "extractor fingerprint")
         self._lock = threading.Lock()
         self._open = True
-        self._homes: dict[str, set[str]] = {}  # fingerprints under which each node is alive
+        self._edition = 0
+        self._token: zenoh.LivelinessToken | None = None
+        self._on_peer: OnPeer | None = None
+        self._services: dict[Service, OnQuery] = {}
+        self._homes: dict[str, set[tuple[str, str]]] = {}  # fingerprint and edition of every token of a node
         self._windows: dict[str, Window[_Ask]] = {}
-        try:
-            self._session = zenoh.open(_config(listen, [seed for seed in seeds if seed != listen], tls, lease_s))
-        except zenoh.ZError as error:
-            raise MeshError(f"cannot join mesh {mesh} on {listen}: {_why(str(error))}") from error
+        self._rejoining: threading.Thread | None = None
+        self._session = _open(settings)
         self._asks = _Outbox("nmoe-asks")
         self._replies = _Outbox("nmoe-replies")
 
     def announce(self) -> None:
         """See ``Transport``."""
-        self._token = self._session.liveliness().declare_token(f"{self._home()}/alive/{self._name}")
+        self._edition += 1
+        before = self._token
+        self._token = self._session.liveliness().declare_token(f"{self._home()}/alive/{self._name}/{self._edition}")
+        if before is not None:
+            before.undeclare()  # after the new one, so that nobody takes this node for gone
+
+    def withdraw(self) -> None:
+        """See ``Transport``."""
+        if self._token is not None:
+            self._token.undeclare()
+            self._token = None
 
     def watch(self, on_peer: OnPeer) -> None:
         """See ``Transport``."""
+        self._on_peer = on_peer
+        self._subscribe(self._session)
 
+    def watch_refusals(self, on_refusal: OnRefusal) -> None:
+        """See ``Transport``."""
+
+    def _subscribe(self, session: zenoh.Session) -> None:
         def changed(sample: zenoh.Sample) -> None:
-            fingerprint, _, name = str(sample.key_expr).removeprefix(f"{self._root}/").split("/")
+            fingerprint, _, name, edition = str(sample.key_expr).removeprefix(f"{self._root}/").split("/")
+            alive = sample.kind == zenoh.SampleKind.PUT
             with self._lock:
+                if session is not self._session:  # the last words of a session that was replaced
+                    return
                 homes = self._homes.setdefault(name, set())
                 before = bool(homes)
-                if sample.kind == zenoh.SampleKind.PUT:
-                    homes.add(fingerprint)
+                if alive:
+                    homes.add((fingerprint, edition))
                 else:
-                    homes.discard(fingerprint)
+                    homes.discard((fingerprint, edition))
                 after = bool(homes)
                 if not after:
                     del self._homes[name]
-            if before != after:
-                on_peer(name, after)
+            if self._on_peer is not None and (alive or before != after):
+                with _Callback():
+                    self._on_peer(name, after)
 
-        key = f"{self._root}/{self._fingerprint or '*'}/alive/*"
+        key = f"{self._root}/{self._fingerprint or '*'}/alive/*/*"
         handler = zenoh.handlers.Callback(changed, indirect=False)
-        self._subscriber = self._session.liveliness().declare_subscriber(key, handler, history=True)
+        self._subscriber = session.liveliness().declare_subscriber(key, handler, history=True)
 
     def serve(self, service: Service, on_query: OnQuery) -> None:
         """See ``Transport``."""
+        self._services[service] = on_query
+        self._declare(self._session, service, on_query)
+
+    def _declare(self, session: zenoh.Session, service: Service, on_query: OnQuery) -> None:
         key = f"{self._home()}/node/{self._name}/{service.value}"
 
         def arrived(query: zenoh.Query) -> None:
@@ -154,34 +180,83 @@ class ZenohTransport(Transport):
                 query.drop()  # the asker takes the empty reply for gone; we cannot say more than the link takes
                 return
             try:
-                on_query(b"" if query.payload is None else query.payload.to_bytes(), lambda data: self._reply(query, key, data))
+                with _Callback():
+                    on_query(b"" if query.payload is None else query.payload.to_bytes(), self._responder(query, key))
             except Exception as error:  # noqa: BLE001  # zenoh would swallow it and the asker would learn nothing
                 data = encode(refusal(RefusalCode.FAILED, f"{type(error).__name__}: {error}"))
                 self._replies.queue.put(lambda: _send_reply(lambda: query.reply_err(data), query))
 
-        self._session.declare_queryable(key, zenoh.handlers.Callback(arrived, indirect=False), complete=True)
+        session.declare_queryable(key, zenoh.handlers.Callback(arrived, indirect=False), complete=True)
+
+    def _responder(self, query: zenoh.Query, key: str) -> Respond:
+        def respond(data: bytes) -> None:
+            if len(data) <= DIRECT_BYTES and not _Callback.running():
+                _send_reply(lambda: query.reply(key, data, express=True), query)
+            else:
+                self._replies.queue.put(lambda: _send_reply(lambda: query.reply(key, data, express=True), query))
+
+        return respond
 
     def ask(self, node: str, service: Service, payload: bytes, *, timeout_s: float, on_reply: OnReply) -> None:
         """See ``Transport``; waits in the window to that node for its turn."""
         now_s = time.monotonic()
+        ready: list[_Ask] = []
         with self._lock:
             home = self._find(node)
             if home is None or not self._open:
-                taken, ready = None, []
+                taken = None
             else:
-                ask = _Ask(
-                    node=node,
-                    key=f"{self._root}/{home}/node/{node}/{service.value}",
-                    payload=payload,
-                    until_s=now_s + timeout_s,
-                    on_reply=on_reply,
-                )
+                key = f"{self._root}/{home}/node/{node}/{service.value}"
+                ask = _Ask(node=node, key=key, payload=payload, until_s=now_s + timeout_s, on_reply=on_reply)
                 window = self._windows.setdefault(node, Window())
                 taken = window.offer(len(payload), ask, now_s)
                 ready = window.ready()
-                self._put(ready)
+        self._launch(ready)
         if not taken:
             on_reply(Silence.GONE if taken is None else Silence.FULL)
+
+    def rejoin(self) -> None:
+        """See ``Transport``."""
+        with self._lock:
+            if not self._open or self._rejoining is not None:
+                return
+            self._rejoining = threading.Thread(target=self._rejoin, name="nmoe-rejoin")
+            self._rejoining.start()
+
+    def _rejoin(self) -> None:
+        old = self._session
+        with self._lock:
+            gone = list(self._homes)
+            self._homes.clear()
+        for name in gone:
+            if self._on_peer is not None:
+                self._on_peer(name, False)
+        old.close()  # frees the endpoint; ends outstanding queries as gone
+        session = self._reopen()
+        with self._lock:
+            self._rejoining = None
+            if session is None or not self._open:
+                if session is not None:
+                    session.close()
+                return
+            self._session = session
+        for service, on_query in self._services.items():
+            self._declare(session, service, on_query)
+        if self._on_peer is not None:
+            self._subscribe(session)
+        if self._token is not None:
+            self._token = None  # went with its session
+            self.announce()
+
+    def _reopen(self) -> zenoh.Session | None:
+        for _ in range(REJOIN_TRIES):
+            if not self._open:
+                return None
+            try:
+                return _open(self._settings)
+            except MeshError:  # the old socket may linger for a moment
+                time.sleep(REJOIN_PAUSE_S)
+        return None
 
     def close(self) -> None:
         """See ``Transport``."""
@@ -191,6 +266,8 @@ class ZenohTransport(Transport):
             self._open = False
             waiting = [ask for window in self._windows.values() for _, ask in window.waiting]
             self._windows.clear()
+        if self._rejoining is not None:
+            self._rejoining.join()
         self._replies.close()  # what is answered already still leaves
         self._asks.close()
         self._session.close()  # ends outstanding queries as gone
@@ -205,12 +282,15 @@ class ZenohTransport(Transport):
     def _find(self, node: str) -> str | None:
         if self._fingerprint is not None:
             return self._fingerprint
-        homes = self._homes.get(node, set())
+        homes = {fingerprint for fingerprint, _ in self._homes.get(node, ())}
         return next(iter(homes)) if len(homes) == 1 else None
 
-    def _put(self, asks: Sequence[_Ask]) -> None:
+    def _launch(self, asks: Sequence[_Ask]) -> None:
         for ask in asks:
-            self._asks.queue.put(lambda ask=ask: self._send(ask))  # type: ignore[misc]  # a default binds the loop's variable
+            if len(ask.payload) <= DIRECT_BYTES and not _Callback.running():
+                self._send(ask)
+            else:
+                self._asks.queue.put(lambda ask=ask: self._send(ask))  # type: ignore[misc]  # a default binds the loop's variable
 
     def _send(self, ask: _Ask) -> None:
         left_s = ask.until_s - time.monotonic()
@@ -224,10 +304,14 @@ class ZenohTransport(Transport):
             data = b"" if payload is None else payload.to_bytes()
             ask.reply = data if reply.ok is not None or data.startswith(MAGIC) else Silence.TIMEOUT
 
+        def over() -> None:
+            with _Callback():
+                self._settle(ask, sent=True)
+
         try:
             self._session.get(
                 ask.key,
-                zenoh.handlers.Callback(replied, lambda: self._settle(ask, sent=True), indirect=False),
+                zenoh.handlers.Callback(replied, over, indirect=False),
                 payload=ask.payload,
                 timeout=left_s,
                 consolidation=zenoh.ConsolidationMode.NONE,
@@ -238,6 +322,7 @@ class ZenohTransport(Transport):
 
     def _settle(self, ask: _Ask, *, sent: bool) -> None:
         """Give the weight back, let the next ones go, and call the asker, once."""
+        ready: list[_Ask] = []
         with self._lock:
             if ask.done:
                 return
@@ -248,61 +333,31 @@ class ZenohTransport(Transport):
                     dropped = window.timed_out(len(ask.payload), time.monotonic())
                 else:
                     window.answered(len(ask.payload))
-                self._put(window.ready())
+                ready = window.ready()
+        self._launch(ready)
         ask.on_reply(ask.reply)
         for behind in dropped:
             behind.on_reply(Silence.FULL)
 
-    def _reply(self, query: zenoh.Query, key: str, data: bytes) -> None:
-        self._replies.queue.put(lambda: _send_reply(lambda: query.reply(key, data, express=True), query))
 
-
-def check_endpoint(endpoint: str, *, insecure: bool) -> None:
-    """Check the form of an endpoint, and that plain tcp stays on this machine unless ``insecure``.
+def open_router(settings: ZenohSettings) -> Callable[[], None]:
+    """Start passing on between peers that cannot reach each other; return what ends it.
 
     Raises:
-        ValueError: when it does not hold.
+        MeshError: when an endpoint cannot be listened on.
     """
-    match = _ENDPOINT.fullmatch(endpoint)
-    if match is None or int(match[3]) > 65535:
-        raise ValueError(f"an endpoint looks like tcp/127.0.0.1:7447 (or tls/, quic/), got {endpoint!r}")
-    if match[1] == "tcp" and not insecure and not _is_loopback(match[2].strip("[]")):
-        raise ValueError(f"{endpoint} would send features unencrypted beyond this machine; use tls/, or pass insecure to allow it")
+    session = _open(settings)
+    return lambda: session.close()  # zenoh's own type annotation says more than a caller needs
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _config(listen: str, seeds: Sequence[str], tls: TlsFiles | None, lease_s: float) -> zenoh.Config:
-    settings: dict[str, object] = {
-        "mode": "peer",
-        "listen/endpoints": [listen],
-        "listen/exit_on_failure": True,
-        "connect/endpoints": list(seeds),
-        "connect/timeout_ms": -1,  # go on trying seeds that come later; with exit_on_failure off, open does not wait for them
-        "connect/exit_on_failure": False,
-        "connect/retry": {"period_init_ms": 100, "period_max_ms": 1000, "period_increase_factor": 2},
-        "scouting/multicast/enabled": False,
-        "scouting/gossip/enabled": True,
-        "scouting/delay": 1,
-        "transport/unicast/open_timeout": 2000,  # a frozen node accepts and says nothing; close() waits for that
-        "transport/shared_memory/enabled": False,  # honest network figures, and 50 MB less per process
-        "transport/link/tx/lease": round(lease_s * 1000),
-        "transport/link/tx/queue/size/data": 16,
-        "transport/link/rx/buffer_size": 4 << 20,
-    }
-    if tls is not None:
-        files = {"listen_certificate": tls.certificate, "connect_certificate": tls.certificate}
-        keys = {"listen_private_key": tls.private_key, "connect_private_key": tls.private_key, "root_ca_certificate": tls.root_ca}
-        settings["transport/link/tls"] = {"enable_mtls": True} | {name: str(path) for name, path in (files | keys).items()}
+def _open(settings: ZenohSettings) -> zenoh.Session:
     config = zenoh.Config()
-    for key, value in settings.items():
+    for key, value in settings.entries().items():
         config.insert_json5(key, json.dumps(value))
-    return config
+    try:
+        return zenoh.open(config)
+    except zenoh.ZError as error:
+        raise MeshError(f"cannot join mesh {settings.mesh} on {', '.join(settings.listen) or 'no endpoint'}: {_why(str(error))}") from error
 
 
 def _why(text: str) -> str:
@@ -319,3 +374,6 @@ def _send_reply(send: Callable[[], None], query: zenoh.Query) -> None:
         pass  # the asker is gone, so nobody is left to tell
     finally:
         query.drop()
+
+
+__all__ = ["Mode", "TlsFiles", "ZenohSettings", "ZenohTransport", "check_endpoint", "open_router"]

@@ -1,0 +1,380 @@
+"""Dispatcher: carries out what ``protocol.Origin`` decides, over a transport.
+
+Whoever brings an event, a worker or the transport, takes the lock, steps, and carries the effects out after giving the lock back; so an
+answer needs no thread of its own between the workers and the network. Deadlines and hedges come from one timer thread.
+"""
+
+import itertools
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from nmoe.core.errors import MessageError
+from nmoe.node.events import (
+    CardArrived,
+    ComputeFailed,
+    Effect,
+    Event,
+    Failure,
+    FetchCard,
+    Finish,
+    InferArrived,
+    PeerAnswered,
+    PeerDown,
+    PeerFailed,
+    PeerRejected,
+    PeerUp,
+    Probe,
+    Probed,
+    ProbeDue,
+    Queue,
+    Refuse,
+    RunOwn,
+    Scored,
+    Send,
+    SetProbe,
+    SetTimer,
+    TimerFired,
+)
+from nmoe.node.messages import (
+    CardReply,
+    CardRequest,
+    ExpertReply,
+    ExpertRequest,
+    ExpertRows,
+    PingReply,
+    PingRequest,
+    Refusal,
+    RefusalCode,
+    decode_as,
+    encode,
+)
+from nmoe.node.protocol import Origin
+from nmoe.node.timers import Timers
+from nmoe.node.transport.base import OnReply, Service, Silence, Transport
+
+CARD_TIMEOUT_S, CARD_TRIES, CARD_PAUSE_S = 1.0, 5, 0.5
+PROBE_TIMEOUT_S = 0.25
+MAX_DISPATCHES = 4096  # of one flight; no peer is asked twice
+_SILENCE = {Silence.GONE: Failure.GONE, Silence.TIMEOUT: Failure.TIMEOUT, Silence.FULL: Failure.FULL}
+_REFUSAL = {RefusalCode.BUSY: Failure.BUSY, RefusalCode.LATE: Failure.LATE, RefusalCode.LEAVING: Failure.LEAVING}
+
+Examine = Callable[[str, CardReply, Callable[[str | None], None]], None]
+
+
+@dataclass(slots=True)
+class Cargo:
+    """The tensors of a flight: its features [rows, dim], the own expert's outputs, and what the peers replied, by dispatch."""
+
+    features: np.ndarray
+    trace: str = ""
+    own: np.ndarray | None = None
+    replies: dict[int, np.ndarray] = field(default_factory=dict)
+    bytes_sent: int = 0
+    bytes_received: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hooks:
+    """What the dispatcher leaves to its owner; called without its lock held.
+
+    Attributes:
+        queue: let a request be scored.
+        run_own: run the own expert on a flight's features, then let ``OwnAnswered`` happen.
+        finished: answer the requests of a flight.
+        refused: refuse a request.
+        examine: look at a new peer's card and call back with None or a reason to reject it, from any thread.
+    """
+
+    queue: Callable[[int], None]
+    run_own: Callable[[int, Cargo], None]
+    finished: Callable[[Finish, Cargo], None]
+    refused: Callable[[Refuse], None]
+    examine: Examine
+
+
+class Dispatcher:
+    """An ``Origin`` at work.
+
+    Args:
+        origin: what decides; touched under this object's lock only.
+        transport: asks peers.
+        timers: calls at deadlines.
+        hooks: the rest of the node.
+    """
+
+    def __init__(self, origin: Origin, transport: Transport, timers: Timers, hooks: Hooks) -> None:
+        self.origin = origin
+        self.lock = threading.Lock()
+        self.cards: dict[str, CardReply] = {}
+        self.refusals: Counter[tuple[str, str]] = Counter()
+        self.refused_at_s: dict[tuple[str, str], float] = {}
+        self.bytes_sent: Counter[str] = Counter()
+        self.bytes_out: Counter[str] = Counter()
+        self._transport = transport
+        self._timers = timers
+        self._hooks = hooks
+        self._cargo: dict[int, Cargo] = {}
+        self._numbers = itertools.count(1)
+
+    def watch(self) -> None:
+        """Begin to hear of peers."""
+        self._transport.watch(lambda peer, alive: self.happen(PeerUp(peer) if alive else PeerDown(peer)))
+
+    def happen(self, event: Event) -> None:
+        """Let the origin decide what follows, and do it."""
+        with self.lock:
+            effects = self.origin.step(event, time.monotonic())
+            todo = [(effect, self._freight(effect)) for effect in effects]
+        for effect, cargo in todo:
+            self._carry_out(effect, cargo)
+
+    def scored(self, requests: Sequence[tuple[int, int]], scores: np.ndarray, cargo: Cargo) -> None:
+        """Requests were scored together; see ``events.Scored``."""
+        self._begin((), requests, scores, cargo)
+
+    def begin(self, arrived: InferArrived, scores: np.ndarray, cargo: Cargo) -> None:
+        """A request has arrived with its scores."""
+        self._begin((arrived,), ((arrived.request, 0),), scores, cargo)
+
+    def _begin(self, first: Sequence[Event], requests: Sequence[tuple[int, int]], scores: np.ndarray, cargo: Cargo) -> None:
+        number = next(self._numbers)
+        with self.lock:
+            now_s = time.monotonic()
+            self._cargo[number] = cargo
+            effects = [effect for event in (*first, Scored(number, tuple(requests), scores)) for effect in self.origin.step(event, now_s)]
+            todo = [(effect, self._freight(effect)) for effect in effects]
+            if number not in self.origin.flights:  # over already, or all its requests were late
+                self._cargo.pop(number, None)
+        for effect, freight in todo:
+            self._carry_out(effect, freight)
+
+    def own_failed(self, flight: int, reason: str) -> None:
+        """The own expert could not be computed."""
+        with self.lock:
+            found = self.origin.flights.get(flight)
+            requests = () if found is None else tuple(request.number for request in found.open_requests)
+        self.happen(ComputeFailed(requests, reason))
+
+    def reject(self, peer: str, reason: str) -> None:
+        """Do not ask a peer any more, and show why."""
+        self.note_refusal(peer, reason)
+        self.happen(PeerRejected(peer, reason))
+
+    def ask(self, peer: str, service: Service, payload: bytes, *, timeout_s: float, on_reply: OnReply) -> None:
+        """Ask a peer for something besides what the origin decides."""
+        self._transport.ask(peer, service, payload, timeout_s=timeout_s, on_reply=on_reply)
+
+    def note_refusal(self, who: str, reason: str) -> None:
+        """Count something that was not admitted."""
+        if len(self.refusals) < 256 or (who, reason) in self.refusals:  # names come from the network: bounded
+            self.refusals[who, reason] += 1
+            self.refused_at_s[who, reason] = time.monotonic()
+
+    def abandon(self, code: RefusalCode, reason: str) -> None:
+        """Refuse whatever is in progress: the node is stopping."""
+        with self.lock:
+            numbers = list(self.origin.requests)
+            self.origin.requests.clear()
+            self.origin.flights.clear()
+            self._cargo.clear()
+        for number in numbers:
+            self._hooks.refused(Refuse(number, code, reason))
+
+    # Effects
+
+    def _freight(self, effect: Effect) -> Cargo | None:
+        """Return the tensors an effect needs; those of a finished flight leave the hold."""
+        match effect:
+            case Finish():
+                return self._cargo.pop(effect.flight)
+            case Send() | RunOwn():
+                return self._cargo.get(effect.flight)
+            case Refuse():
+                for number in [number for number in self._cargo if number not in self.origin.flights]:
+                    del self._cargo[number]
+        return None
+
+    def _carry_out(self, effect: Effect, cargo: Cargo | None) -> None:
+        match effect:
+            case Send():
+                if cargo is not None:  # else it finished meanwhile
+                    self._send(effect, cargo)
+            case Finish():
+                assert cargo is not None
+                self._hooks.finished(effect, cargo)
+            case RunOwn():
+                if cargo is not None:
+                    self._hooks.run_own(effect.flight, cargo)
+            case SetTimer(request, at_s):
+                self._timers.at(at_s, lambda: self._timer(request))
+            case Queue():
+                self._hooks.queue(effect.request)
+            case Refuse():
+                self._hooks.refused(effect)
+            case FetchCard():
+                self._fetch_card(effect.peer, CARD_TRIES)
+            case Probe():
+                self._probe(effect.peer)
+            case SetProbe(peer, at_s):
+                self._timers.at(at_s, lambda: self.happen(ProbeDue(peer)))
+
+    def _timer(self, request: int) -> None:
+        if request in self.origin.requests:  # most are over by then; looking needs no lock
+            self.happen(TimerFired(request))
+
+    def _send(self, send: Send, cargo: Cargo) -> None:
+        whole = len(cargo.features)
+        rows = _union(send.groups, whole)
+        features = cargo.features if rows is None else cargo.features[rows]
+        card = self.cards.get(send.peer)
+        version = "" if card is None else card.card.version
+        asked = tuple(
+            ExpertRows(expert=self.origin.experts[group.expert], version=version, rows=_places(group.rows, rows, whole))
+            for group in send.groups
+        )
+        left_s = max(0.0, send.deadline_s - time.monotonic())
+        number = send.flight * MAX_DISPATCHES + send.dispatch
+        request = ExpertRequest(
+            request=number,
+            origin=self.origin.rules.name,
+            deadline_s=left_s,
+            format=send.format,
+            experts=asked,
+            features=features,
+            trace=cargo.trace,
+        )
+        data = encode(request)
+        cargo.bytes_sent += len(data)
+        self.bytes_sent[send.peer] += len(data)
+        self.bytes_out[send.format.value] += len(data)
+        pairs = sum(len(group.rows) for group in send.groups)
+        self._transport.ask(
+            send.peer, Service.EXPERT, data, timeout_s=left_s, on_reply=lambda reply: self._replied(send, number, pairs, cargo, reply)
+        )
+
+    def _replied(self, send: Send, number: int, pairs: int, cargo: Cargo, reply: bytes | Silence) -> None:
+        if isinstance(reply, Silence):
+            self.happen(PeerFailed(send.flight, send.dispatch, _SILENCE[reply]))
+            return
+        cargo.bytes_received += len(reply)
+        try:
+            message = decode_as(reply, ExpertReply)
+        except MessageError:
+            self._nonsense(send, Failure.UNREADABLE)
+            return
+        if isinstance(message, Refusal):
+            self.happen(PeerFailed(send.flight, send.dispatch, _REFUSAL.get(message.code, Failure.REFUSED), message.queue_rows))
+        elif message.request != number:
+            self._nonsense(send, Failure.UNREADABLE)
+        elif message.outputs.shape != (pairs, self.origin.rules.out_dim):
+            self._nonsense(send, Failure.BAD_SHAPE)
+        elif not np.isfinite(message.outputs.sum(dtype=np.float64)):
+            self._nonsense(send, Failure.NOT_FINITE)
+        else:
+            cargo.replies[send.dispatch] = message.outputs
+            self.happen(
+                PeerAnswered(
+                    send.flight, send.dispatch, message.wait_s, message.compute_s, message.queue_rows, len(reply), message.draining
+                )
+            )
+
+    def _nonsense(self, send: Send, why: Failure) -> None:
+        self.note_refusal(send.peer, f"reply {why.value}")
+        self.happen(PeerFailed(send.flight, send.dispatch, why))
+
+    def _probe(self, peer: str) -> None:
+        def replied(reply: bytes | Silence) -> None:
+            self.happen(Probed(peer, not isinstance(reply, Silence) and _is(reply, PingReply)))
+
+        self._transport.ask(peer, Service.PING, encode(PingRequest()), timeout_s=PROBE_TIMEOUT_S, on_reply=replied)
+
+    # Cards
+
+    def _fetch_card(self, peer: str, tries: int) -> None:
+        asked_s = time.monotonic()
+
+        def replied(reply: bytes | Silence) -> None:
+            if isinstance(reply, Silence):
+                if tries > 1:
+                    self._timers.at(time.monotonic() + CARD_PAUSE_S, lambda: self._fetch_card(peer, tries - 1))
+                else:
+                    self.reject(peer, "does not say what it serves")
+                return
+            try:
+                message = decode_as(reply, CardReply)
+            except MessageError as error:
+                self.reject(peer, f"card: {error}")
+                return
+            if isinstance(message, Refusal):
+                self.reject(peer, f"card refused: {message.reason}")
+                return
+            self._card_replied(peer, message, time.monotonic() - asked_s)
+
+        with self.lock:
+            link = self.origin.links.get(peer)
+            if link is None or not link.up:
+                return
+        self._transport.ask(peer, Service.CARD, encode(CardRequest()), timeout_s=CARD_TIMEOUT_S, on_reply=replied)
+
+    def _card_replied(self, peer: str, message: CardReply, round_trip_s: float) -> None:
+        rules = self.origin.rules
+        card = message.card
+        if card.node != peer:
+            self.reject(peer, f"its card is of {card.node}")
+        elif (card.in_dim, card.out_dim) != (rules.in_dim, rules.out_dim):
+            self.reject(peer, f"its experts map {card.in_dim} numbers to {card.out_dim}, {rules.in_dim} to {rules.out_dim} wanted")
+        else:
+
+            def examined(reason: str | None) -> None:
+                if reason is not None:
+                    self.reject(peer, reason)
+                    return
+                self.cards[peer] = message
+                self.happen(CardArrived(peer, card, round_trip_s))
+
+            self._hooks.examine(peer, message, examined)
+
+
+def fill(finish: Finish, cargo: Cargo, out_dim: int, own: int | None) -> np.ndarray:
+    """Return the outputs [rows, k, out_dim] behind a flight's answer, zeros where nobody stands."""
+    outputs = np.zeros((*finish.experts.shape, out_dim), dtype=np.float32)
+    if finish.own and cargo.own is not None:
+        rows, slots = np.nonzero(finish.experts == own)
+        outputs[rows, slots] = cargo.own[rows]
+    for used in finish.used:
+        reply, start = cargo.replies[used.dispatch], 0
+        for group in used.groups:
+            stop = start + len(group.rows)
+            outputs[group.rows, group.slots] = reply[start:stop]
+            start = stop
+    return outputs
+
+
+def _is(reply: bytes, kind: type[PingReply]) -> bool:
+    try:
+        return isinstance(decode_as(reply, kind), kind)
+    except MessageError:
+        return False
+
+
+def _union(groups: Sequence[object], whole: int) -> np.ndarray | None:
+    """Return the rows that any group needs, in order; None when that is all of them."""
+    if whole == 1:
+        return None
+    needed = np.zeros(whole, dtype=bool)
+    for group in groups:
+        needed[np.asarray(group.rows)] = True  # type: ignore[attr-defined]
+    return None if needed.all() else np.nonzero(needed)[0]
+
+
+def _places(rows: Sequence[int] | np.ndarray, sent: np.ndarray | None, whole: int) -> np.ndarray | None:
+    """Return where a group's rows stand among those sent; None when it is all of them in order."""
+    if len(rows) == (whole if sent is None else len(sent)):
+        return None  # a group's rows are in order and each stands once
+    places = np.asarray(rows) if sent is None else np.searchsorted(sent, np.asarray(rows))
+    return places.astype(np.int32)
