@@ -67,6 +67,7 @@ class BundleCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         extractor_fingerprint: SHA-256 of the extractor's tensors; only nodes that agree on it exchange features.
         files: size and hash of each file, of the prototypes too where there are any.
         provenance: recipe, seed, data and revision.
+        class_names: of all classes in order, where the data set names them.
     """
 
     format: int
@@ -84,6 +85,7 @@ class BundleCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     extractor_fingerprint: str
     files: dict[str, PartFile]
     provenance: Provenance
+    class_names: tuple[str, ...] = ()
 
 
 class Bundle(msgspec.Struct, frozen=True, kw_only=True):

@@ -207,14 +207,14 @@ class Calibration:
         rate: by how much one label can change a score of its own sample, in log-odds, through the newcomer's weight.
         offset_rate: the same through the offset; small, since an offset acts on every sample.
         max_step: norm of one step over all weights and offsets; a longer one is shortened.
-        max_drift: how far a weight may go from its start, as a share of the start's norm.
+        max_drift: how far a weight may go from its start, as a share of the start's norm or of the known weights' mean norm, if larger.
         max_offset: most by which a known expert's score may be moved, and a newcomer's raised.
         max_fall: most by which a newcomer's score may be lowered; enough to take it out of every routing.
     """
 
     mix: Mix
     rate: float = 1.0
-    offset_rate: float = 0.1
+    offset_rate: float = 0.05
     max_step: float = 0.5
     max_drift: float = 0.5
     max_offset: float = 1.0
@@ -257,7 +257,8 @@ class Calibration:
         if gate.names:
             start = torch.stack([gate.start[name].weight for name in gate.names])
             drift = gate.weights + scale * turn - start
-            limit = self.max_drift * start.norm(dim=1, keepdim=True)
+            usual = gate.gate.output.weight.norm(dim=1).mean()
+            limit = self.max_drift * start.norm(dim=1, keepdim=True).clamp_min(usual)
             gate.weights = start + drift * (limit / drift.norm(dim=1, keepdim=True).clamp_min(1e-12)).clamp_max(1)
 
     def slopes(

@@ -69,6 +69,10 @@ class ExpertBank:
         outputs = torch.baddbmm(stack.output_bias.unsqueeze(1), hidden, stack.output_weight.transpose(1, 2)).numpy()
         return [outputs[self._places[name], : len(rows)] for name, rows in parts]
 
+    def no_prototypes(self) -> np.ndarray:
+        """Return what stands where a node with classes shows its class means: [0, in_dim]."""
+        return np.zeros((0, self.in_dim), dtype=np.float32)
+
     def gradient(self, name: str, rows: np.ndarray, gradients: np.ndarray) -> np.ndarray:
         """Return the derivative with respect to features [rows, in_dim] of the sum of outputs times ``gradients`` [rows, out_dim].
 

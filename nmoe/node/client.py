@@ -12,7 +12,8 @@ from torch import Tensor
 from nmoe.core.errors import MeshError, MessageError
 from nmoe.node.messages import InferReply, InferRequest, Message, Refusal, StatusReply, StatusRequest, decode_as, encode
 from nmoe.node.transport.base import Service, Silence, Transport
-from nmoe.node.transport.zenoh import TlsFiles, ZenohTransport
+from nmoe.node.transport.config import TlsFiles, ZenohSettings
+from nmoe.node.transport.zenoh import ZenohTransport
 
 _Reply = TypeVar("_Reply", InferReply, StatusReply)
 _SILENCE = {
@@ -145,4 +146,5 @@ def connect(
         ValueError: when a name or endpoint is malformed or not allowed.
         MeshError: when the own endpoint cannot be listened on.
     """
-    return MeshClient(ZenohTransport(mesh=mesh, name=None, fingerprint=fingerprint, listen=listen, seeds=seeds, insecure=insecure, tls=tls))
+    settings = ZenohSettings(mesh=mesh, listen=(listen,), seeds=tuple(seeds), insecure=insecure, tls=tls)
+    return MeshClient(ZenohTransport(settings, name=None, fingerprint=fingerprint))

@@ -91,7 +91,8 @@ class ExpertServer:
         self.name = name
         self.bank = bank
         self.gradients = gradients
-        self.draining = False
+        self.draining = False  # said in every reply
+        self.closed = False  # refuses
         self.rows_served = 0
         self.in_progress = 0
         self._old: list[ExpertBank] = []
@@ -134,7 +135,7 @@ class ExpertServer:
         except MessageError as error:
             respond(encode(self._unreadable(error)))
             return
-        if self.draining:
+        if self.closed:
             respond(encode(refusal(RefusalCode.LEAVING, f"{self.name} is leaving", request=request.request)))
             return
         parts = [(rows.expert, _gather(request.features, rows.rows)) for rows in request.experts]

@@ -20,6 +20,7 @@ from typing import NoReturn, Self
 
 from nmoe.core.errors import MeshError, NmoeError
 from nmoe.node.process import GRACE_S, print_line
+from nmoe.node.runner import DRAIN_S
 
 READY = b"+"
 STOPPING = (signal.SIGINT, signal.SIGTERM)
@@ -50,6 +51,7 @@ class Forker:
     def __init__(self, lifeline: int | None) -> None:
         self._children: list[_Child] = []
         self._stopping = False
+        self._gently = False  # told by SIGTERM: nodes leave without a failed request
         self._lifeline = lifeline
         self._selector = selectors.SelectSelector()  # epoll would refuse a file or /dev/null as the lifeline
         self._wake, self._waker = socket.socketpair()  # a signal alone would not end a select
@@ -61,6 +63,7 @@ class Forker:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # who started us may have had it ignored, and then nothing could be reaped
         for number in STOPPING:
             signal.signal(number, self._stop)
+        signal.signal(signal.SIGHUP, self._pass_on)
         self._selector.register(self._wake, selectors.EVENT_READ, lambda: self._wake.recv(4096))
         if self._lifeline is not None:
             self._selector.register(self._lifeline, selectors.EVENT_READ, self._watch_lifeline)
@@ -69,10 +72,11 @@ class Forker:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """End what is left: first ask, then make."""
         self._stopping = True
+        gently = self._gently and error is None
         for child in self._children:  # none is reaped yet, so these numbers are still theirs
             os.kill(child.pid, signal.SIGCONT)  # a frozen one could not hear the next
-            os.kill(child.pid, signal.SIGTERM)
-        until_s = time.monotonic() + GRACE_S
+            os.kill(child.pid, signal.SIGTERM if gently else signal.SIGINT)
+        until_s = time.monotonic() + GRACE_S + (DRAIN_S if gently else 0.0)
         while self._children and (left_s := until_s - time.monotonic()) > 0:
             self._turn(left_s)
         for child in list(self._children):
@@ -112,8 +116,13 @@ class Forker:
         for key, _ in self._selector.select(timeout_s):
             key.data()
 
-    def _stop(self, *_: object) -> None:
+    def _stop(self, number: int, _: object) -> None:
+        self._gently = number == signal.SIGTERM and not self._stopping
         self._stopping = True
+
+    def _pass_on(self, number: int, _: object) -> None:
+        for child in self._children:
+            os.kill(child.pid, number)
 
     def _watch_lifeline(self) -> None:
         assert self._lifeline is not None
@@ -153,7 +162,7 @@ class Forker:
 
         try:
             signal.set_wakeup_fd(-1)
-            for number in STOPPING:
+            for number in (*STOPPING, signal.SIGHUP):
                 signal.signal(number, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
             for end in (ours, self._wake, self._waker, *(child.link for child in self._children)):

@@ -24,12 +24,13 @@ from nmoe.node.messages import (
     RefusalCode,
     StatusReply,
     StatusRequest,
-    check_images,
     decode_as,
     encode,
 )
+from nmoe.node.requests import infer_request
 from nmoe.node.transport.base import Service, Silence, Transport
-from nmoe.node.transport.zenoh import Mode, TlsFiles, ZenohSettings, ZenohTransport
+from nmoe.node.transport.config import TlsFiles, ZenohSettings
+from nmoe.node.transport.zenoh import ZenohTransport
 from nmoe.node.view import NodeView
 
 FIND_S = 5.0
@@ -91,7 +92,7 @@ class Mesh:
             MeshError: when the own endpoint cannot be listened on.
         """
         settings = ZenohSettings(
-            mesh=mesh, mode=Mode.PEER, listen=(listen,), seeds=tuple(seeds), insecure=insecure, tls=tls, multicast=multicast
+            mesh=mesh, listen=(listen,), seeds=tuple(seeds), insecure=insecure, tls=tls, multicast=multicast
         )
         return cls(ZenohTransport(settings, name=None, fingerprint=None))
 
@@ -143,17 +144,12 @@ class Mesh:
             ValueError: when an argument is out of range.
             MeshError: when nobody answers, or the request is refused; the message says why.
         """
-        check_images(images)
-        if not 0 < deadline_s <= 3600:
-            raise ValueError(f"deadline_s must be above 0 and at most 3600, got {deadline_s}")
-        if k is not None and k < 1:
-            raise ValueError(f"k must be at least 1, got {k}")
+        request = infer_request(images, deadline_s=deadline_s, k=k, identity=identity, trace=trace)
         if node is not None and node not in self._known:
             raise MeshError(f"node {node} is not in the mesh; alive: {', '.join(self.nodes()) or 'none'}")
         if not self._known:
             await self.wait_for(timeout_s=deadline_s)
         until_s = time.monotonic() + deadline_s
-        request = InferRequest(images=images, deadline_s=deadline_s, k=k, identity=identity, trace=trace)
         return await self._ask_until(request, until_s, node)
 
     async def _ask_until(self, request: InferRequest, until_s: float, node: str | None) -> InferReply:

@@ -48,6 +48,8 @@ class MeshProcesses:
         cards: of the bundles.
         mesh: its name.
         nodes: by name, in the order of the bundles, while the mesh runs.
+        http: addresses by name, once a node's HTTP serves.
+        said: what a node last said of a reload, by name.
         ended: exit status by name of each node that ended, negative for a signal.
 
     Raises:
@@ -62,6 +64,8 @@ class MeshProcesses:
         self.mesh = f"local-{os.getpid()}-{time.monotonic_ns() % 10**6}" if mesh is None else mesh
         self.nodes: dict[str, NodeProcess] = {}
         self.ended: dict[str, int] = {}
+        self.http: dict[str, str] = {}
+        self.said: dict[str, str] = {}
         self._bundles = tuple(bundles)
         self._command = serve_command if command is None else command
         self._start_timeout_s = start_timeout_s
@@ -129,7 +133,7 @@ class MeshProcesses:
         for name in sorted(self._frozen):
             self.thaw(name)  # it could not hear that its forker is gone
         process.stdin.close()
-        process.terminate()
+        process.send_signal(signal.SIGINT)  # at once: everybody who could be asked is leaving
         try:
             process.wait(2 * GRACE_S)  # it gives the nodes once that
         except subprocess.TimeoutExpired:
@@ -173,6 +177,10 @@ class MeshProcesses:
                 match line.split():
                     case ["ready", name, endpoint, pid] if name in parts and endpoint == parts[name][1] and pid.isdecimal():
                         self.nodes[name] = NodeProcess(name=name, endpoint=endpoint, bundle=parts[name][0], pid=int(pid))
+                    case ["http", name, address] if name in parts:
+                        self.http[name] = address
+                    case ["reloaded" | "kept", name, *_] if name in parts:
+                        self.said[name] = line.strip()
                     case ["ended", name, status] if name in parts:
                         self.ended[name] = int(status)
                     case _:
@@ -209,7 +217,7 @@ class MeshProcesses:
         neighbours = {card.node: set(card.neighbours) - {card.node} for card in self.cards}
         for name in names:
             wanted = neighbours[name] & set(names)
-            while not wanted <= set(self.client.status(name).peers):
+            while not wanted <= {link.peer for link in self.client.status(name).links if link.state == "up" and link.experts}:
                 if time.monotonic() > until_s:
                     raise MeshError(f"node {name} did not see all its neighbours within {self._start_timeout_s:g} s")
                 time.sleep(0.02)

@@ -9,6 +9,7 @@ import gc
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,36 +17,23 @@ import torch
 from nmoe.core.bundle import BundleCard, read_card
 from nmoe.core.errors import BundleError, MeshError
 from nmoe.node.forker import Forker
-from nmoe.node.process import run_node
-from nmoe.node.transport.zenoh import TlsFiles
+from nmoe.node.process import NodeSettings, http_address, run_node
 
 NUM_SEEDS = 3
 NO_FORK = ("win32", "emscripten", "wasi")
 TASKS = Path("/proc/self/task")  # Linux: one entry per thread, those of libraries included
 
 
-def run_nodes(
-    bundles: Sequence[Path],
-    *,
-    mesh: str,
-    listen: Sequence[str],
-    seeds: Sequence[str] = (),
-    insecure: bool = False,
-    tls: TlsFiles | None = None,
-    lifeline: int | None = None,
-) -> None:
+def run_nodes(bundles: Sequence[Path], settings: NodeSettings, *, listen: Sequence[str], lifeline: int | None = None) -> None:
     """Serve bundles until SIGINT or SIGTERM: one in this process, several each in a forked one; blocks.
 
-    Every node prints one line, ``ready <name> <endpoint> <pid>``, once it serves. Where several are served, one that ends by itself leaves
+    Every node prints the lines of ``run_node``, such as ``ready <name> <endpoint> <pid>`` once it serves. Where several are served, one that ends by itself leaves
     the others running; ``ended <name> <status>`` is printed, with a negative status for a signal, and said in words on standard error.
 
     Args:
         bundles: what to serve.
-        mesh: name of the mesh.
+        settings: where and how; of several nodes each has its own endpoint and, from the given one on, its own HTTP port.
         listen: the nodes' own endpoints, one per bundle, in order.
-        seeds: endpoints of other nodes to begin with.
-        insecure: allow plain tcp beyond this machine.
-        tls: the files of mutual TLS, for ``tls/`` and ``quic/`` endpoints.
         lifeline: file descriptor to read from; when it ends, so do the nodes.
 
     Raises:
@@ -56,7 +44,7 @@ def run_nodes(
     if len(listen) != len(bundles):
         raise ValueError(f"one endpoint to listen on per bundle wanted, got {len(listen)} for {len(bundles)} bundles")
     if len(bundles) == 1:
-        run_node(bundles[0], mesh=mesh, listen=listen[0], seeds=seeds, insecure=insecure, tls=tls, lifeline=lifeline)
+        run_node(bundles[0], replace(settings, listen=listen[0]), lifeline=lifeline)
         return
     cards = check_together(bundles)
     if sys.platform in NO_FORK:
@@ -66,14 +54,26 @@ def run_nodes(
     gc.collect()
     gc.freeze()  # a collection in a node would write to, and so copy, what it shares
     with Forker(lifeline) as forker:
-        for card, bundle, endpoint in zip(cards, bundles, listen, strict=True):
+        for number, (card, bundle) in enumerate(zip(cards, bundles, strict=True)):
+            own = replace(
+                settings,
+                listen=listen[number],
+                seeds=(*settings.seeds, *listen[:NUM_SEEDS]),
+                http=None if settings.http is None else _next_address(settings.http, number),
+            )
 
-            def serve(link: int, tell: Callable[[str], None], bundle: Path = bundle, endpoint: str = endpoint) -> None:
-                known = (*seeds, *listen[:NUM_SEEDS])
-                run_node(bundle, mesh=mesh, listen=endpoint, seeds=known, insecure=insecure, tls=tls, lifeline=link, tell=tell)
+            def serve(link: int, tell: Callable[[str], None], bundle: Path = bundle, own: NodeSettings = own) -> None:
+                run_node(bundle, own, lifeline=link, tell=tell)
 
             forker.fork(card.node, serve)
         forker.wait()
+
+
+def _next_address(address: str, number: int) -> str:
+    """Return the address of the node of this number: the same host, ports counted up; port 0 stays any port."""
+    host, port = http_address(address)
+    bare = f"[{host}]" if ":" in host else host
+    return f"{bare}:{port + number if port else 0}"
 
 
 def check_one_thread() -> None:

@@ -1,21 +1,97 @@
 """Process: one node as one operating system process."""
 
+import datetime as dt
 import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from nmoe.core.bundle import read_bundle
 from nmoe.core.errors import MeshError
-from nmoe.node.runner import NodeRunner
-from nmoe.node.transport.zenoh import TlsFiles, ZenohTransport
+from nmoe.node.bank import keep_memory
+from nmoe.node.members import read_members, read_routers
+from nmoe.node.runner import NodeOptions, NodeRunner
+from nmoe.node.transport.config import Mode, TlsFiles, ZenohSettings
+from nmoe.node.transport.zenoh import ZenohTransport, tap_log
 
-GRACE_S = 2.0  # between asking a process to end and ending it; our choice
+GRACE_S = 2.0  # between asking a process to end at once and ending it; our choice
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSettings:
+    """Where and how a node serves.
+
+    Attributes:
+        mesh: name of the mesh.
+        listen: own endpoint, such as ``tcp/127.0.0.1:7447``.
+        seeds: endpoints of nodes or routers to begin with.
+        insecure: allow plain tcp beyond this machine.
+        tls: the files of mutual TLS, for ``tls/`` and ``quic/`` endpoints.
+        members: the list of members, ``members.json``; None to let in every certificate of the authority.
+        multicast: interface on which nodes look for each other; None for not at all.
+        site: nodes of one site dial each other, those of others are met through a router.
+        http: address for HTTP, such as ``127.0.0.1:8080``; None for none.
+        options: how it computes.
+    """
+
+    mesh: str
+    listen: str
+    seeds: tuple[str, ...] = ()
+    insecure: bool = False
+    tls: TlsFiles | None = None
+    members: Path | None = None
+    multicast: str | None = None
+    site: str | None = None
+    http: str | None = None
+    options: NodeOptions = field(default_factory=NodeOptions)
+
+    def __post_init__(self) -> None:
+        """Check what can be checked before anything is opened.
+
+        Raises:
+            ValueError: when a name, endpoint or address is malformed, or not allowed.
+        """
+        self.session()
+        if self.http is not None:
+            http_address(self.http)
+
+    def session(self) -> ZenohSettings:
+        """Return how its session is set up.
+
+        Raises:
+            ValueError: see ``ZenohSettings``.
+            BadFile: when the list of members cannot be read.
+        """
+        return ZenohSettings(
+            mesh=self.mesh,
+            mode=Mode.PEER,
+            listen=(self.listen,),
+            seeds=self.seeds,
+            insecure=self.insecure,
+            tls=self.tls,
+            members=None if self.members is None else read_members(self.members),
+            routers=frozenset() if self.members is None else read_routers(self.members),
+            multicast=self.multicast,
+            site=self.site,
+        )
+
+
+def http_address(text: str) -> tuple[str, int]:
+    """Return host and port of an address such as ``127.0.0.1:8080`` or ``[::1]:0``.
+
+    Raises:
+        ValueError: when it is not one.
+    """
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+        raise ValueError(f"an HTTP address looks like 127.0.0.1:8080, got {text!r}")
+    return host.strip("[]"), int(port)
 
 
 def print_line(line: str) -> None:
@@ -24,52 +100,101 @@ def print_line(line: str) -> None:
 
 
 def run_node(
-    bundle_folder: Path,
-    *,
-    mesh: str,
-    listen: str,
-    seeds: Sequence[str],
-    insecure: bool = False,
-    tls: TlsFiles | None = None,
-    lifeline: int | None = None,
-    tell: Callable[[str], None] = print_line,
+    bundle_folder: Path, settings: NodeSettings, *, lifeline: int | None = None, tell: Callable[[str], None] = print_line
 ) -> None:
-    """Serve one bundle until SIGINT or SIGTERM; blocks. Must run on the main thread.
+    """Serve one bundle until told to stop; blocks. Must run on the main thread.
+
+    SIGTERM: leave without a failed request, then end. SIGINT, or a second signal: end at once. SIGHUP: serve what now lies in the bundle
+    folder, beside the old version until its requests are over.
 
     Args:
         bundle_folder: what to serve.
-        mesh: name of the mesh.
-        listen: own endpoint, such as ``tcp/127.0.0.1:7447``.
-        seeds: endpoints of nodes to begin with.
-        insecure: allow plain tcp beyond this machine.
-        tls: the files of mutual TLS, for ``tls/`` and ``quic/`` endpoints.
+        settings: where and how.
         lifeline: file descriptor to read from; when it ends, as it does when the process that holds its other end dies, this one ends too.
-        tell: is given one line, ``ready <name> <endpoint> <pid>``, once the node serves.
+        tell: is given lines: ``ready <name> <endpoint> <pid>`` once the node serves, ``http <name> <address>`` once HTTP does,
+            ``reloaded <name> <version>``, ``kept <name> <reason>``.
 
     Raises:
-        ValueError: when a name or endpoint is malformed or not allowed.
         BundleError: when the bundle does not hold together.
-        MeshError: when the endpoint cannot be listened on, or the node broke down.
+        MeshError: when an endpoint cannot be listened on, the certificate does not hold, or the node broke down.
     """
-    stop, over = threading.Event(), threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    signals, over = Signals(), threading.Event()
     if lifeline is not None:
-        threading.Thread(target=_end_with, args=(lifeline, stop, over), name="nmoe-lifeline", daemon=True).start()
+        threading.Thread(target=_end_with, args=(lifeline, signals, over), name="nmoe-lifeline", daemon=True).start()
     try:
         torch.set_num_threads(1)
+        keep_memory()
         bundle = read_bundle(bundle_folder)
-        card = bundle.card
-        transport = ZenohTransport(
-            mesh=mesh, name=card.node, fingerprint=card.extractor_fingerprint, listen=listen, seeds=seeds, insecure=insecure, tls=tls
-        )
-        with transport, NodeRunner(bundle, transport) as runner:
-            tell(f"ready {card.node} {listen} {os.getpid()}")
-            while not stop.wait(0.5):
-                if not runner.running:
-                    raise MeshError(f"node {card.node} broke down; its error stands above")
+        name = bundle.card.node
+        _check_certificate(settings, name)
+        options = replace(settings.options, mesh=settings.mesh)
+        with ExitStack() as stack:
+            if settings.tls is not None:
+                stack.callback(tap_log())
+            transport = ZenohTransport(settings.session(), name=name, fingerprint=bundle.card.extractor_fingerprint)
+            stack.enter_context(transport)
+            runner = stack.enter_context(NodeRunner(bundle, transport, folder=bundle_folder, options=options))
+            tell(f"ready {name} {settings.listen} {os.getpid()}")
+            if settings.http is not None:
+                _serve_http(stack, runner, settings.http, tell)
+            _serve_until_told(runner, signals, tell)
     finally:
         over.set()
+
+
+class Signals:
+    """What this process has been told by signals; from its making on, they no longer end it."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Event()
+        self.stop = False
+        self.at_once = False
+        self.reload = False
+        signal.signal(signal.SIGTERM, lambda *_: self.end(at_once=self.stop))
+        signal.signal(signal.SIGINT, lambda *_: self.end(at_once=True))
+        signal.signal(signal.SIGHUP, lambda *_: self._hang_up())
+
+    def end(self, *, at_once: bool) -> None:
+        """Ask the process to end."""
+        self.stop, self.at_once = True, self.at_once or at_once
+        self.changed.set()
+
+    def _hang_up(self) -> None:
+        self.reload = True
+        self.changed.set()
+
+
+def _serve_until_told(runner: NodeRunner, signals: Signals, tell: Callable[[str], None]) -> None:
+    while not signals.stop:
+        signals.changed.wait(0.5)
+        signals.changed.clear()
+        if signals.reload:
+            signals.reload = False
+            said = runner.reload()
+            tell(f"reloaded {runner.name} {runner.version}" if said is None else f"kept {runner.name} {said}")
+        if not runner.running:
+            raise MeshError(f"node {runner.name} broke down; its error stands above")
+    if not signals.at_once:
+        runner.drain(give_up=lambda: signals.at_once)
+
+
+def _serve_http(stack: ExitStack, runner: NodeRunner, address: str, tell: Callable[[str], None]) -> None:
+    from nmoe.node.http import HttpServer  # a node is ready before this is imported
+
+    host, port = http_address(address)
+    server = HttpServer(runner, host, port)
+    server.start()
+    stack.callback(server.stop)
+    runner.http = server.address
+    tell(f"http {runner.name} {server.address}")
+
+
+def _check_certificate(settings: NodeSettings, name: str) -> None:
+    if settings.tls is None:
+        return
+    from nmoe.node.keys import check_certificate
+
+    check_certificate(settings.tls, name, now=dt.datetime.now(dt.UTC), members=settings.members)
 
 
 def free_ports(count: int) -> list[int]:
@@ -84,10 +209,10 @@ def free_ports(count: int) -> list[int]:
             one.close()
 
 
-def _end_with(lifeline: int, stop: threading.Event, over: threading.Event) -> None:
+def _end_with(lifeline: int, signals: Signals, over: threading.Event) -> None:
     with suppress(ConnectionResetError):  # what a socket says instead of ending when its other end died with something unread
         while os.read(lifeline, 4096):
             pass
-    stop.set()
+    signals.end(at_once=True)
     if not over.wait(GRACE_S):  # nobody is left who could end this process if it hangs
         os._exit(1)

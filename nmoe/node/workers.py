@@ -9,7 +9,7 @@ from typing import Generic
 
 import torch
 
-from nmoe.node.batcher import Batch, Batcher, Item, Job
+from nmoe.node.batcher import Batch, Batcher, Item, Job, Line
 
 Compute = Callable[[Batch[Item]], None]
 
@@ -49,6 +49,12 @@ class Workers(Generic[Item]):
         """Return the expert rows that wait or are being computed."""
         with self._lock:
             return self._batcher.queue_rows()
+
+    def rows_per_s(self) -> float:
+        """Return how many expert rows a second these workers compute, as measured; 0 when they have not yet."""
+        with self._lock:
+            row_s = self._batcher.lines[Line.EXPERT].row_s
+        return self._batcher.workers / row_s if row_s else 0.0
 
     def close(self) -> None:
         """Let the threads end, after what they compute now."""

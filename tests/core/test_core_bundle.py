@@ -1,6 +1,7 @@
 """Bundles: what was written is read back, and nothing else is."""
 
 import contextlib
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -11,9 +12,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
-from nmoe.core.bundle import FORMAT, PARTS, Bundle, ModelSpec, Provenance, fingerprint, read_bundle, read_card, write_bundle
+from nmoe.core.bundle import FORMAT, PARTS, PROTOTYPES, Bundle, ModelSpec, Provenance, fingerprint, read_bundle, read_card, write_bundle
 from nmoe.core.errors import BadFile, BundleError, NmoeError
 
 CARD = {
@@ -228,8 +229,6 @@ def test_wrong_fingerprint_is_refused(bundle):
 
 
 def test_file_with_the_right_hash_that_is_no_safetensors_is_refused(bundle):
-    import hashlib
-
     data = b"not tensors at all"
     (bundle / "gate.safetensors").write_bytes(data)
     edit_card(bundle, lambda card: card["files"].update(gate={"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}))
@@ -265,6 +264,89 @@ def test_other_parts_are_the_callers_mistake(tmp_path, wrong):
     with pytest.raises(ValueError, match="parts extractor, expert, gate"):
         write_bundle(tmp_path / "x", {part: {} for part in wrong}, **CARD)
     assert not (tmp_path / "x").exists()
+
+
+def some_prototypes() -> dict[str, torch.Tensor]:
+    means = torch.randn(2, 8, generator=torch.Generator().manual_seed(1))
+    return {"classes": torch.tensor([3, 4]), "means": means, "counts": torch.tensor([20, 1])}
+
+
+@pytest.fixture
+def announcing(tmp_path) -> Path:
+    """A bundle with prototypes."""
+    write_bundle(tmp_path / "node-1", some_tensors() | {PROTOTYPES: some_prototypes()}, **CARD)
+    return tmp_path / "node-1"
+
+
+def test_prototypes_round_trip(announcing, pristine):
+    bundle = read_bundle(announcing)
+    assert bundle.tensors.keys() == {*PARTS, PROTOTYPES}
+    for name, tensor in some_prototypes().items():
+        assert torch.equal(bundle.tensors[PROTOTYPES][name], tensor)
+        assert bundle.tensors[PROTOTYPES][name].dtype == tensor.dtype
+    without = read_bundle(pristine)
+    assert PROTOTYPES not in without.tensors
+    assert {name: bundle.card.files[name] for name in PARTS} == without.card.files
+
+
+def test_damaged_prototypes_are_found(announcing):
+    path = announcing / "prototypes.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    refused(announcing, path.name, "SHA-256")
+    path.write_bytes(whole[:-1])
+    refused(announcing, path.name, "bytes wanted")
+    path.unlink()
+    refused(announcing, "lacks prototypes.safetensors")
+
+
+def test_prototypes_the_card_does_not_name_are_not_read(bundle, announcing):
+    """An older card beside a newer file, or a stranger's file: only what the card vouches for is opened."""
+    (bundle / "prototypes.safetensors").write_bytes((announcing / "prototypes.safetensors").read_bytes())
+    assert PROTOTYPES not in read_bundle(bundle).tensors
+
+
+@pytest.mark.parametrize("some", [torch.tensor([3]), torch.tensor([], dtype=torch.int64)], ids=["one", "none"])
+def test_prototypes_of_fewer_classes_are_sound(tmp_path, some):
+    fewer = {"classes": some, "means": torch.zeros(len(some), 8), "counts": torch.ones(len(some), dtype=torch.int64)}
+    write_bundle(tmp_path / "node-1", some_tensors() | {PROTOTYPES: fewer}, **CARD)
+    assert torch.equal(read_bundle(tmp_path / "node-1").tensors[PROTOTYPES]["classes"], some)
+
+
+UNSOUND = {
+    "nan": ("NaN or infinity", lambda p: p["means"].__setitem__((0, 3), float("nan"))),
+    "infinity": ("NaN or infinity", lambda p: p["means"].__setitem__((1, 0), float("inf"))),
+    "no-counts": ("tensors classes, counts, means wanted, got classes, means", lambda p: p.pop("counts")),
+    "a-tensor-too-many": ("got classes, counts, means, more", lambda p: p.update(more=torch.zeros(1))),
+    "half-means": ("float32 and counts int64 wanted, got torch.int64, torch.float16", lambda p: p.update(means=p["means"].half())),
+    "float-classes": ("classes int64", lambda p: p.update(classes=p["classes"].float())),
+    "int-counts": ("counts int64 wanted", lambda p: p.update(counts=p["counts"].int())),
+    "a-mean-too-few": ("[2], [1, 8] and [2]", lambda p: p.update(means=p["means"][:1])),
+    "flat-means": ("means [n, dim]", lambda p: p.update(means=p["means"].flatten())),
+    "a-count-too-many": ("[2], [2, 8] and [3]", lambda p: p.update(counts=torch.ones(3, dtype=torch.int64))),
+    "square-classes": ("[2, 1], [2, 8] and [2, 1]", lambda p: p.update(classes=p["classes"].view(2, 1), counts=p["counts"].view(2, 1))),
+    "class-twice": ("must rise, none twice, got [3, 3]", lambda p: p.update(classes=torch.tensor([3, 3]))),
+    "classes-fall": ("must rise", lambda p: p.update(classes=torch.tensor([4, 3]))),
+    "class-out-of-range": ("among the classes seen, [3, 4]", lambda p: p.update(classes=torch.tensor([3, 10]))),
+    "class-negative": ("among the classes seen", lambda p: p.update(classes=torch.tensor([-1, 3]))),
+    "class-unseen": ("[3, 5] are not all among the classes seen", lambda p: p.update(classes=torch.tensor([3, 5]))),
+    "count-zero": ("above 0, got [20, 0]", lambda p: p.update(counts=torch.tensor([20, 0]))),
+}
+
+
+@pytest.mark.parametrize(("words", "change"), UNSOUND.values(), ids=UNSOUND.keys())
+def test_unsound_prototypes_are_neither_written_nor_read(announcing, tmp_path, words, change):
+    prototypes = some_prototypes()
+    change(prototypes)
+    with pytest.raises(ValueError, match="prototypes of a bundle: ") as caught:
+        write_bundle(tmp_path / "other", some_tensors() | {PROTOTYPES: prototypes}, **CARD)
+    assert words in str(caught.value)
+    assert not (tmp_path / "other").exists()
+    data = save({name: tensor.contiguous().clone() for name, tensor in prototypes.items()})
+    (announcing / "prototypes.safetensors").write_bytes(data)
+    entry = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    edit_card(announcing, lambda card: card["files"].update(prototypes=entry))
+    refused(announcing, "prototypes.safetensors is of another make", words)
 
 
 named = st.dictionaries(st.text("abc.", min_size=1, max_size=4), st.lists(st.floats(-5, 5, width=32), max_size=4), max_size=5)

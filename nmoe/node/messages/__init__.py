@@ -1,5 +1,7 @@
 """Messages: the records nodes and clients exchange, their bytes, and the formats in which tensors travel."""
 
+from nmoe.node.messages.body import MAX_MESSAGE_BYTES, MAX_ROWS, MAX_WIDTH
+from nmoe.node.messages.checks import MAX_DEADLINE_S, MAX_EXPERTS
 from nmoe.node.messages.formats import TensorFormat
 from nmoe.node.messages.records import (
     MAX_REASON,
@@ -24,18 +26,7 @@ from nmoe.node.messages.records import (
     check_name,
     refusal,
 )
-from nmoe.node.messages.wire import (
-    MAGIC,
-    MAX_DEADLINE_S,
-    MAX_EXPERTS,
-    MAX_MESSAGE_BYTES,
-    MAX_ROWS,
-    MAX_WIDTH,
-    VERSION,
-    decode,
-    decode_as,
-    encode,
-)
+from nmoe.node.messages.wire import MAGIC, VERSION, decode, decode_as, encode
 
 __all__ = [
     "MAGIC",

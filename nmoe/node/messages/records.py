@@ -98,10 +98,10 @@ class ExpertReply:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GradientRequest:
-    """Ask for the derivative, with respect to ``forward.features``, of the sum of the outputs times ``gradients``; always in float32.
+    """Ask for the derivative, with respect to ``forward.features``, of the sum of the outputs times ``gradients``.
 
     Attributes:
-        forward: the request whose outputs are meant; its format does not matter.
+        forward: the request whose outputs are meant; its format is how the features travel. Gradients travel as float32.
         gradients: one row per output, in the order of the reply.
     """
 

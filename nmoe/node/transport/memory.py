@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from nmoe.node.messages import RefusalCode, check_name, encode, refusal
-from nmoe.node.transport.base import OnPeer, OnQuery, OnReply, Respond, Service, Silence, Transport
+from nmoe.node.transport.base import OnPeer, OnQuery, OnRefusal, OnReply, Respond, Service, Silence, Transport
 
 
 class MemoryHub:
@@ -79,7 +79,16 @@ class MemoryHub:
 
     def _announce(self, name: str) -> None:
         with self._lock:
+            again = name in self._alive
             self._alive.add(name)
+            if again:  # its card has changed: tell everybody anew
+                for _, told in self._watchers.values():
+                    told.discard(name)
+        self._notice()
+
+    def _withdraw(self, name: str) -> None:
+        with self._lock:
+            self._alive.discard(name)
         self._notice()
 
     def _watch(self, key: int, on_peer: OnPeer) -> None:
@@ -191,6 +200,16 @@ class MemoryTransport(Transport):
     def watch(self, on_peer: OnPeer) -> None:
         """See ``Transport``."""
         self._hub._watch(id(self), on_peer)
+
+    def withdraw(self) -> None:
+        """See ``Transport``."""
+        self._hub._withdraw(self._name)
+
+    def watch_refusals(self, on_refusal: OnRefusal) -> None:
+        """See ``Transport``; everybody in this process is let in."""
+
+    def rejoin(self) -> None:
+        """See ``Transport``; nothing is lost here."""
 
     def serve(self, service: Service, on_query: OnQuery) -> None:
         """See ``Transport``."""

@@ -27,12 +27,14 @@ from nmoe.core.errors import MeshError
 from nmoe.node.messages import MAGIC, RefusalCode, check_name, encode, refusal
 from nmoe.node.transport.base import OnPeer, OnQuery, OnRefusal, OnReply, Respond, Service, Silence, Transport
 from nmoe.node.transport.config import Mode, TlsFiles, ZenohSettings, check_endpoint
+from nmoe.node.transport.refusals import LOG_FILTER, LogTap, Refused, link_refusal
 from nmoe.node.transport.window import Window
 
 MAX_REPLIES_QUEUED = 1024
 DIRECT_BYTES = 256 << 10  # sent by whoever has it; well below what a link's queue holds
 REJOIN_TRIES, REJOIN_PAUSE_S = 10, 0.5
 
+_refusals: set[Callable[[Refused], None]] = set()  # who hears of failed handshakes
 _thread = threading.local()  # whether this thread runs a callback of zenoh's
 
 
@@ -113,6 +115,7 @@ class ZenohTransport(Transport):
         self._edition = 0
         self._token: zenoh.LivelinessToken | None = None
         self._on_peer: OnPeer | None = None
+        self._on_refusal: OnRefusal | None = None
         self._services: dict[Service, OnQuery] = {}
         self._homes: dict[str, set[tuple[str, str]]] = {}  # fingerprint and edition of every token of a node
         self._windows: dict[str, Window[_Ask]] = {}
@@ -141,7 +144,29 @@ class ZenohTransport(Transport):
         self._subscribe(self._session)
 
     def watch_refusals(self, on_refusal: OnRefusal) -> None:
-        """See ``Transport``."""
+        """See ``Transport``; failed handshakes are heard of only in a process that called ``tap_log``."""
+        self._on_refusal = on_refusal
+        _refusals.add(self._refused_handshake)
+        self._watch_links(self._session)
+
+    def _refused_handshake(self, reason: Refused) -> None:
+        if self._on_refusal is not None:
+            self._on_refusal("unknown", reason.value)
+
+    def _watch_links(self, session: zenoh.Session) -> None:
+        members = self._settings.members
+        if members is None or self._on_refusal is None:
+            return
+        allowed = members | self._settings.routers
+
+        def linked(event: zenoh.LinkEvent) -> None:
+            name = event.link.auth_identifier
+            reason = link_refusal(name, allowed)
+            if event.kind == zenoh.SampleKind.PUT and reason is not None and self._on_refusal is not None:
+                self._on_refusal(name or str(event.link.dst), reason.value)
+
+        handler = zenoh.handlers.Callback(linked, indirect=False)
+        self._links = session.info.declare_link_events_listener(handler, history=True)
 
     def _subscribe(self, session: zenoh.Session) -> None:
         def changed(sample: zenoh.Sample) -> None:
@@ -244,6 +269,7 @@ class ZenohTransport(Transport):
             self._declare(session, service, on_query)
         if self._on_peer is not None:
             self._subscribe(session)
+        self._watch_links(session)
         if self._token is not None:
             self._token = None  # went with its session
             self.announce()
@@ -266,6 +292,7 @@ class ZenohTransport(Transport):
             self._open = False
             waiting = [ask for window in self._windows.values() for _, ask in window.waiting]
             self._windows.clear()
+        _refusals.discard(self._refused_handshake)
         if self._rejoining is not None:
             self._rejoining.join()
         self._replies.close()  # what is answered already still leaves
@@ -340,6 +367,21 @@ class ZenohTransport(Transport):
             behind.on_reply(Silence.FULL)
 
 
+def tap_log() -> Callable[[], None]:
+    """Read zenoh's log for refused handshakes, which it tells of nowhere else; once per process. Return what ends it.
+
+    Standard output becomes a pipe that is read here; everything else written to it is passed on.
+    """
+
+    def refused(reason: Refused) -> None:
+        for hear in tuple(_refusals):
+            hear(reason)
+
+    tap = LogTap(refused)
+    zenoh.init_log_from_env_or(LOG_FILTER)
+    return tap.close
+
+
 def open_router(settings: ZenohSettings) -> Callable[[], None]:
     """Start passing on between peers that cannot reach each other; return what ends it.
 
@@ -376,4 +418,4 @@ def _send_reply(send: Callable[[], None], query: zenoh.Query) -> None:
         query.drop()
 
 
-__all__ = ["Mode", "TlsFiles", "ZenohSettings", "ZenohTransport", "check_endpoint", "open_router"]
+__all__ = ["Mode", "TlsFiles", "ZenohSettings", "ZenohTransport", "check_endpoint", "open_router", "tap_log"]

@@ -6,6 +6,7 @@ from nmoe.recipes.bench_mesh.base import System
 from nmoe.recipes.bench_mesh.grpc_aio import GrpcSystem
 from nmoe.recipes.bench_mesh.hivemind import HivemindSystem
 from nmoe.recipes.bench_mesh.module import ModuleSystem
+from nmoe.recipes.bench_mesh.ours import NmoeSystem
 from nmoe.recipes.bench_mesh.ray_serve import RaySystem
 from nmoe.recipes.bench_mesh.tcp import TcpSystem
 
@@ -19,6 +20,7 @@ def all_systems(peer: Path | None, hidden: int) -> list[System]:
     """
     return [
         ModuleSystem(hidden),
+        NmoeSystem(hidden),
         TcpSystem(hidden),
         GrpcSystem(hidden),
         RaySystem(hidden),

@@ -1,0 +1,214 @@
+"""Newcomers: what a node tells of its expert, whom it lets in, and how its gate takes in experts it was not trained with.
+
+A peer's card is checked before it is asked for anything: same class list, same widths, sound prototypes. Then it sits an examination: it
+labels class means that this node and admitted peers know of the classes it claims. A card that claims classes its expert cannot
+answer is found out there. The expert of a node that the gate does not know gets a column from its prototypes (``nmoe.moe.newcomer``), which
+feedback corrects.
+"""
+
+import hashlib
+import threading
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nmoe.core.bundle import Bundle, BundleCard
+from nmoe.core.errors import MessageError
+from nmoe.moe.newcomer import (
+    Calibration,
+    ExtendedGate,
+    Prototypes,
+    gate_column,
+    grade,
+    pass_mark,
+    quiz,
+    read_prototypes,
+    unsound,
+)
+from nmoe.node.answers import Answered
+from nmoe.node.bank import NodeCompute
+from nmoe.node.messages import (
+    MAX_ROWS,
+    CardReply,
+    ExpertCard,
+    ExpertReply,
+    ExpertRequest,
+    ExpertRows,
+    TensorFormat,
+    decode_as,
+    encode,
+)
+from nmoe.node.transport.base import OnReply, Service, Silence
+
+EXAM_S = 1.0
+EXAM_TRIES = 3
+MAX_NEWCOMERS = 64
+
+Ask = Callable[..., None]
+Verdict = Callable[[str | None], None]
+
+
+def class_list(card: BundleCard) -> str:
+    """Return a hash of the list of classes that a bundle tells apart: their number and, where it knows them, their names."""
+    return hashlib.sha256("|".join([str(card.num_classes), *card.class_names]).encode()).hexdigest()[:16]
+
+
+class Newcomers:
+    """The gate of a running node and its acquaintances; safe to use from any thread.
+
+    Args:
+        bundle: what the node serves.
+        compute: its modules.
+        ask: asks a peer, as ``Transport.ask`` does.
+        seed: of the examination's questions.
+    """
+
+    def __init__(self, bundle: Bundle, compute: NodeCompute, *, ask: Callable[..., None], seed: int = 0) -> None:
+        self._ask = ask
+        self._lock = threading.Lock()
+        self._draw = torch.Generator().manual_seed(seed)
+        self._admitted: dict[str, Prototypes] = {}
+        self._columns: dict[str, Prototypes] = {}
+        self._use(bundle, compute)
+
+    def replace(self, bundle: Bundle, compute: NodeCompute) -> None:
+        """Take another version of the bundle; newcomers keep their places, their columns start anew."""
+        with self._lock:
+            self._use(bundle, compute)
+            for name, prototypes in self._columns.items():
+                self._gate.add(name, gate_column(compute.model.gate, prototypes, self._known()))
+
+    def _use(self, bundle: Bundle, compute: NodeCompute) -> None:
+        self._bundle, self._compute = bundle, compute
+        self._own = read_prototypes(bundle)
+        self._gate = ExtendedGate(compute.model.gate)
+        self._calibration = Calibration(mix=compute.model.mix)
+        self.class_list = class_list(bundle.card)
+
+    def scores(self, features: Float[Tensor, "batch dim"]) -> np.ndarray:
+        """Return the gate's scores [batch, experts], newcomers last."""
+        with self._lock, torch.inference_mode():
+            scores: np.ndarray = self._gate.scores(features).numpy()
+        return scores
+
+    def own_card(self, formats: Sequence[TensorFormat], *, draining: bool, gradients: bool, rows_per_s: float) -> CardReply:
+        """Return what this node tells others."""
+        card, compute = self._bundle.card, self._compute
+        own = self._own
+        told = ExpertCard(
+            node=card.node,
+            version=compute.version,
+            experts=(card.node,),
+            classes=() if own is None else tuple(own.classes.tolist()),
+            class_list=self.class_list,
+            num_classes=card.num_classes,
+            in_dim=compute.feature_dim,
+            out_dim=card.num_classes,
+            formats=tuple(formats),
+            max_rows=MAX_ROWS,
+            rows_per_s=rows_per_s,
+            gradients=gradients,
+            draining=draining,
+        )
+        means = np.zeros((0, compute.feature_dim), dtype=np.float32) if own is None else own.means.numpy()
+        return CardReply(card=told, prototypes=means)
+
+    def unfit(self, reply: CardReply) -> str | None:
+        """Say why a card does not fit this node, or None."""
+        card = reply.card
+        if card.num_classes != self._bundle.card.num_classes or card.class_list != self.class_list:
+            return f"its list of classes is another one ({card.num_classes} classes, {card.class_list})"
+        if not card.classes:
+            return None
+        return unsound(_prototypes(reply), classes=range(card.num_classes), feature_dim=self._compute.feature_dim)
+
+    def examine(self, peer: str, reply: CardReply, verdict: Verdict, *, tries: int = EXAM_TRIES) -> None:
+        """Let a peer's expert label known class means; ``verdict`` gets None or why it is not admitted, on another thread."""
+        card = reply.card
+        if not card.classes:  # it claims nothing, so there is nothing to find out
+            verdict(None)
+            return
+        claimed = _prototypes(reply)
+        with self._lock:
+            known = [one for name, one in self._admitted.items() if name != peer]
+            questions = quiz(claimed, [*([] if self._own is None else [self._own]), *known], generator=self._draw)
+        request = ExpertRequest(
+            request=1,
+            origin=self._bundle.card.node,
+            deadline_s=EXAM_S,
+            format=TensorFormat.FLOAT32,
+            experts=(ExpertRows(expert=card.experts[0], version=card.version, rows=None),),
+            features=questions.features.numpy(),
+        )
+
+        def replied(answer: bytes | Silence) -> None:
+            if isinstance(answer, Silence):
+                if tries > 1:
+                    self.examine(peer, reply, verdict, tries=tries - 1)
+                else:
+                    verdict("it does not answer")
+                return
+            share = _share_right(answer, questions.expected, self._bundle.card.num_classes)
+            mark = pass_mark(questions.expected)
+            if share is None:
+                verdict("its answers cannot be read")
+            elif share < mark:
+                claims = ", ".join(str(label) for label in card.classes)
+                verdict(f"a lying card: it claims classes {claims} and labels {share:.0%} of their means right")
+            else:
+                with self._lock:
+                    self._admitted[peer] = claimed
+                verdict(None)
+
+        on_reply: OnReply = replied
+        self._ask(peer, Service.EXPERT, encode(request), timeout_s=EXAM_S, on_reply=on_reply)
+
+    def add(self, name: str, reply: CardReply) -> str | None:
+        """Give an expert that the gate does not know a column; return None, or why it cannot have one."""
+        if not reply.card.classes:
+            return f"the gate does not know {name}, and its card shows no class prototypes"
+        claimed = _prototypes(reply)
+        with self._lock:
+            if name in self._columns:
+                return None
+            if len(self._columns) >= MAX_NEWCOMERS:
+                return f"{MAX_NEWCOMERS} newcomers are in the gate already"
+            self._gate.add(name, gate_column(self._compute.model.gate, claimed, self._known()))
+            self._columns[name] = claimed
+        return None
+
+    def learn(self, answered: Answered, labels: Sequence[int]) -> str | None:
+        """Correct the newcomers' columns by the true labels of an answered request; return None, or why not."""
+        with self._lock:
+            try:
+                self._calibration.step(
+                    self._gate,
+                    torch.from_numpy(answered.features),
+                    torch.from_numpy(answered.experts),
+                    torch.from_numpy(answered.logits),
+                    torch.tensor(labels),
+                )
+            except ValueError as error:
+                return str(error)
+        return None
+
+    def _known(self) -> list[Prototypes]:
+        return [*([] if self._own is None else [self._own]), *self._admitted.values()]
+
+
+def _prototypes(reply: CardReply) -> Prototypes:
+    classes = torch.tensor(reply.card.classes, dtype=torch.int64)
+    return Prototypes(classes=classes, means=torch.from_numpy(np.array(reply.prototypes)), counts=torch.ones_like(classes))
+
+
+def _share_right(answer: bytes, expected: Tensor, num_classes: int) -> float | None:
+    try:
+        message = decode_as(answer, ExpertReply)
+    except MessageError:
+        return None
+    if not isinstance(message, ExpertReply) or message.outputs.shape != (len(expected), num_classes):
+        return None
+    return grade(torch.from_numpy(np.array(message.outputs)), expected)
