@@ -103,7 +103,7 @@ def gate_column(gate: TopKGate, own: Prototypes, others: Sequence[Prototypes], *
     Args:
         gate: the gate it joins.
         own: the newcomer's prototypes, checked.
-        others: those of known experts, and of newcomers admitted before.
+        others: those of known experts, and of newcomers admitted before; never the newcomer's own, or none of its classes counts as new.
         ridge: penalty on the weight's square, in units of the spread of the others' means; above 0.
         margin: how far above or below the best known score it starts, in log-odds.
 

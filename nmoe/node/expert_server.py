@@ -28,7 +28,6 @@ from nmoe.node.messages import (
     refusal,
 )
 from nmoe.node.transport.base import Respond, Service, Transport
-from nmoe.node.workers import Workers
 
 SMALL_ROWS = 64  # up to here a request is computed in one piece
 MAX_OLD_BANKS = 2

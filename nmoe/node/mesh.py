@@ -91,9 +91,7 @@ class Mesh:
             ValueError: when a name or endpoint is malformed or not allowed.
             MeshError: when the own endpoint cannot be listened on.
         """
-        settings = ZenohSettings(
-            mesh=mesh, listen=(listen,), seeds=tuple(seeds), insecure=insecure, tls=tls, multicast=multicast
-        )
+        settings = ZenohSettings(mesh=mesh, listen=(listen,), seeds=tuple(seeds), insecure=insecure, tls=tls, multicast=multicast)
         return cls(ZenohTransport(settings, name=None, fingerprint=None))
 
     async def __aenter__(self) -> Self:

@@ -99,9 +99,7 @@ def print_line(line: str) -> None:
     os.write(1, f"{line}\n".encode())
 
 
-def run_node(
-    bundle_folder: Path, settings: NodeSettings, *, lifeline: int | None = None, tell: Callable[[str], None] = print_line
-) -> None:
+def run_node(bundle_folder: Path, settings: NodeSettings, *, lifeline: int | None = None, tell: Callable[[str], None] = print_line) -> None:
     """Serve one bundle until told to stop; blocks. Must run on the main thread.
 
     SIGTERM: leave without a failed request, then end. SIGINT, or a second signal: end at once. SIGHUP: serve what now lies in the bundle

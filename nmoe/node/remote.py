@@ -24,7 +24,7 @@ from nmoe.moe.layer import ExpertOutputs, TopKExperts
 from nmoe.node.coalescer import Coalescer
 from nmoe.node.dispatcher import Cargo, Dispatcher, Hooks, fill
 from nmoe.node.events import Finish, InferArrived, Refuse
-from nmoe.node.messages import CardReply, RefusalCode, TensorFormat
+from nmoe.node.messages import RefusalCode, TensorFormat
 from nmoe.node.plan import Routing
 from nmoe.node.protocol import Origin, Rules
 from nmoe.node.timers import Timers

@@ -238,7 +238,12 @@ class NodeRunner(NodeService):
         now, before = bundle.card, self._bundle.card
         if now.extractor_fingerprint != before.extractor_fingerprint:
             return "its extractor is another one: start it as a node of its own"
-        if (now.node, now.experts, now.num_classes, now.image_shape) != (before.node, before.experts, before.num_classes, before.image_shape):
+        if (now.node, now.experts, now.num_classes, now.image_shape) != (
+            before.node,
+            before.experts,
+            before.num_classes,
+            before.image_shape,
+        ):
             return "its name, experts, classes or image shape changed: start it as a node of its own"
         compute.warm_up()
         self.newcomers.replace(bundle, compute)

@@ -274,8 +274,8 @@ def some_prototypes() -> dict[str, torch.Tensor]:
 @pytest.fixture
 def announcing(tmp_path) -> Path:
     """A bundle with prototypes."""
-    write_bundle(tmp_path / "node-1", some_tensors() | {PROTOTYPES: some_prototypes()}, **CARD)
-    return tmp_path / "node-1"
+    write_bundle(tmp_path / "announcing", some_tensors() | {PROTOTYPES: some_prototypes()}, **CARD)
+    return tmp_path / "announcing"
 
 
 def test_prototypes_round_trip(announcing, pristine):

@@ -14,7 +14,8 @@ from jaxtyping import TypeCheckError
 from torch import Tensor
 from torch.nn import functional
 
-from nmoe.core.bundle import read_bundle
+from nmoe.core.bundle import Bundle, ModelSpec, Provenance, read_bundle, write_bundle
+from nmoe.core.errors import BundleError
 from nmoe.core.seeds import torch_generator
 from nmoe.data import ImageDataset, to_unit
 from nmoe.federate import LocalExchange, Node, NodeMemory, Program, node_name, run
@@ -80,6 +81,30 @@ def test_class_prototypes_ignore_the_order_of_samples(num_samples, seed):
     assert torch.equal(one.counts, other.counts)
     torch.testing.assert_close(one.means, other.means)
     assert int(one.counts.sum()) == num_samples
+
+
+def test_prototypes_of_a_bundle_must_be_of_its_features(tmp_path):
+    specs = {
+        "extractor": ModelSpec(kind="conv", arguments={"in_channels": 1, "feature_dim": 8}),
+        "expert": ModelSpec(kind="mlp", arguments={"feature_dim": 8, "hidden_dim": 4, "num_classes": CLASSES}),
+        "gate": ModelSpec(kind="top_k", arguments={"feature_dim": 8, "num_experts": 1, "trunk_dim": 0, "noisy": False}),
+    }
+    card = {"node": "node-0", "experts": ("node-0",), "neighbours": (), "classes_seen": (2, 4), "num_classes": CLASSES, "k": 1}
+    card |= {"mix": "logits", "image_shape": (8, 8, 1), "provenance": Provenance(recipe="test", seed=0, data="none", git_revision="none")}
+    tensors = {part: build(spec, generator=generator()).state_dict() for part, spec in specs.items()}
+
+    def written(name: str, **more: Prototypes) -> Bundle:
+        write_bundle(tmp_path / name, tensors | {part: found._asdict() for part, found in more.items()}, **card, **specs)
+        return read_bundle(tmp_path / name)
+
+    assert read_prototypes(written("without")) is None
+    fitting = OWN._replace(means=torch.ones(2, 8))
+    found = read_prototypes(written("fitting", prototypes=fitting))
+    assert found is not None
+    assert torch.equal(found.means, fitting.means)
+    assert torch.equal(found.classes, fitting.classes)
+    with pytest.raises(BundleError, match="bundle of node-0: prototypes have 6 features, the gate takes 8"):
+        read_prototypes(written("other", prototypes=OWN))
 
 
 def wanted_targets(gate: TopKGate, margin: float) -> tuple[Tensor, Tensor]:

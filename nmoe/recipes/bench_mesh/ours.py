@@ -6,7 +6,17 @@ import sys
 import torch
 from torch import Tensor, nn
 
-from nmoe.node import ExpertClient, ExpertHost, NodeOptions, RemoteExperts, RemoteMixture, ZenohSettings, ZenohTransport, free_ports, keep_memory
+from nmoe.node import (
+    ExpertClient,
+    ExpertHost,
+    NodeOptions,
+    RemoteExperts,
+    RemoteMixture,
+    ZenohSettings,
+    ZenohTransport,
+    free_ports,
+    keep_memory,
+)
 from nmoe.recipes.bench_mesh.base import System
 from nmoe.recipes.bench_mesh.ffn import NUM_CHOSEN, NUM_EXPERTS, Gate, make_experts
 from nmoe.recipes.bench_mesh.processes import Child, stdin_closed
