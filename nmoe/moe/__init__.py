@@ -4,24 +4,21 @@ from nmoe.moe.build import NodeModel, build, fresh_extractor, node_model, restor
 from nmoe.moe.expert import Expert, LinearHead, StackedExperts
 from nmoe.moe.extractor import CONSTANTS, ConvExtractor, Extractor, FixupResNet
 from nmoe.moe.gate import Routing, TopKGate, all_uniform, importance_cv2, oracle, random_uniform, route
-from nmoe.moe.layer import ExpertOutputs, LocalExperts, Mix, Mixture, MixtureOutput, TopKExperts, combine, pick
+from nmoe.moe.layer import Mix, Mixture, MixtureOutput, combine, pick
 
 __all__ = [
     "CONSTANTS",
     "ConvExtractor",
     "Expert",
-    "ExpertOutputs",
     "Extractor",
     "FixupResNet",
     "LinearHead",
-    "LocalExperts",
     "Mix",
     "Mixture",
     "MixtureOutput",
     "NodeModel",
     "Routing",
     "StackedExperts",
-    "TopKExperts",
     "TopKGate",
     "all_uniform",
     "build",

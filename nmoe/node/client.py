@@ -6,11 +6,12 @@ from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Self, TypeVar
 
-from jaxtyping import UInt8
+from jaxtyping import Shaped
 from torch import Tensor
 
 from nmoe.core.errors import MeshError, MessageError
-from nmoe.node.messages import InferReply, InferRequest, Message, Refusal, StatusReply, StatusRequest, decode_as, encode
+from nmoe.node.messages import InferReply, Message, Refusal, StatusReply, StatusRequest, decode_as, encode
+from nmoe.node.requests import infer_request
 from nmoe.node.transport.base import Service, Silence, Transport
 from nmoe.node.transport.config import TlsFiles, ZenohSettings
 from nmoe.node.transport.zenoh import ZenohTransport
@@ -54,27 +55,31 @@ class MeshClient:
                 raise MeshError(f"not in the mesh after {timeout_s:g} s: {missing}")
 
     def infer(
-        self, node: str, images: UInt8[Tensor, "batch height width channel"], *, deadline_s: float, k: int | None = None
+        self,
+        node: str,
+        images: Shaped[Tensor, "batch height width channel"],
+        *,
+        deadline_s: float,
+        k: int | None = None,
+        identity: str = "",
+        trace: str = "",
     ) -> InferReply:
         """Let a node classify images together with its peers.
 
         Args:
             node: whom to ask.
-            images: uint8, of the bundle's image shape.
+            images: uint8, or float32 between 0 and 1, of the bundle's image shape.
             deadline_s: the node answers within this, with whoever has answered by then.
             k: experts per sample; None for the node's own number.
+            identity: a name for this request that feedback may refer to; empty for none.
+            trace: W3C ``traceparent`` to pass along; empty for none.
 
         Raises:
             ValueError: when an argument is out of range.
             MeshError: when the node cannot be reached, or refuses; the message says why.
         """
-        if images.ndim != 4 or str(images.dtype) != "torch.uint8" or not len(images):
-            raise ValueError(f"images must be uint8 [batch, height, width, channel], got {images.dtype} {list(images.shape)}")
-        if not 0 < deadline_s <= 3600:
-            raise ValueError(f"deadline_s must be above 0 and at most 3600, got {deadline_s}")
-        if k is not None and k < 1:
-            raise ValueError(f"k must be at least 1, got {k}")
-        return self._ask(node, Service.INFER, InferRequest(images=images, deadline_s=deadline_s, k=k), deadline_s, InferReply)
+        request = infer_request(images, deadline_s=deadline_s, k=k, identity=identity, trace=trace)
+        return self._ask(node, Service.INFER, request, deadline_s, InferReply)
 
     def status(self, node: str, *, timeout_s: float = 1.0) -> StatusReply:
         """Ask a node whom it sees and what it has done.

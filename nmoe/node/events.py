@@ -36,19 +36,19 @@ class _Record(msgspec.Struct, frozen=True, gc=False):
 # What happened
 
 
-class PeerUp(_Record):
+class PeerUp(_Record, frozen=True, gc=False):
     """A node has announced itself."""
 
     peer: str
 
 
-class PeerDown(_Record):
+class PeerDown(_Record, frozen=True, gc=False):
     """A node's announcement has ended."""
 
     peer: str
 
 
-class CardArrived(_Record):
+class CardArrived(_Record, frozen=True, gc=False):
     """A peer has said what it serves; ``round_trip_s`` is what that took."""
 
     peer: str
@@ -56,14 +56,14 @@ class CardArrived(_Record):
     round_trip_s: float
 
 
-class PeerRejected(_Record):
+class PeerRejected(_Record, frozen=True, gc=False):
     """A peer is not to be asked: its card does not fit, or it failed the examination."""
 
     peer: str
     reason: str
 
 
-class InferArrived(_Record):
+class InferArrived(_Record, frozen=True, gc=False):
     """A client's request of ``rows`` samples; ``deadline_s`` is on the same clock as every other time here."""
 
     request: int
@@ -72,7 +72,7 @@ class InferArrived(_Record):
     k: int | None = None
 
 
-class Scored(_Record):
+class Scored(_Record, frozen=True, gc=False):
     """The gate's scores [rows, experts] of some requests' samples: from here on they fly together.
 
     ``flight``: a new number; ``requests``: number and first row of each, in order; they agree in k.
@@ -83,13 +83,13 @@ class Scored(_Record):
     scores: np.ndarray
 
 
-class OwnAnswered(_Record):
+class OwnAnswered(_Record, frozen=True, gc=False):
     """The own expert's logits for all rows of a flight are there."""
 
     flight: int
 
 
-class ComputeFailed(_Record):
+class ComputeFailed(_Record, frozen=True, gc=False):
     """This node cannot compute these requests: it raised, or (``busy``) its workers have no room."""
 
     requests: tuple[int, ...]
@@ -97,7 +97,7 @@ class ComputeFailed(_Record):
     code: RefusalCode = RefusalCode.FAILED
 
 
-class PeerAnswered(_Record):
+class PeerAnswered(_Record, frozen=True, gc=False):
     """A peer's reply of the right shape and finite, with its load."""
 
     flight: int
@@ -109,7 +109,7 @@ class PeerAnswered(_Record):
     draining: bool = False
 
 
-class PeerFailed(_Record):
+class PeerFailed(_Record, frozen=True, gc=False):
     """A peer will not answer this dispatch; ``queue_rows`` is what it said of its load, 0 if nothing."""
 
     flight: int
@@ -118,19 +118,19 @@ class PeerFailed(_Record):
     queue_rows: int = 0
 
 
-class TimerFired(_Record):
+class TimerFired(_Record, frozen=True, gc=False):
     """A request's timer has run out."""
 
     request: int
 
 
-class ProbeDue(_Record):
+class ProbeDue(_Record, frozen=True, gc=False):
     """It is time to try a peer whose circuit is open."""
 
     peer: str
 
 
-class Probed(_Record):
+class Probed(_Record, frozen=True, gc=False):
     """A probe came back, or did not."""
 
     peer: str
@@ -157,25 +157,25 @@ Event = (
 # What is to be done
 
 
-class FetchCard(_Record):
+class FetchCard(_Record, frozen=True, gc=False):
     """Ask a peer for its card; then ``CardArrived`` or ``PeerRejected``."""
 
     peer: str
 
 
-class Queue(_Record):
+class Queue(_Record, frozen=True, gc=False):
     """Let a request be scored when a worker is free; then ``Scored`` or ``ComputeFailed``."""
 
     request: int
 
 
-class RunOwn(_Record):
+class RunOwn(_Record, frozen=True, gc=False):
     """Run the own expert on every row of a flight; then ``OwnAnswered`` or ``ComputeFailed``."""
 
     flight: int
 
 
-class ExpertGroup(_Record):
+class ExpertGroup(_Record, frozen=True, gc=False):
     """Rows of a flight for one expert, and the slot (0 to k - 1) each fills; ``expert`` indexes the gate's outputs."""
 
     expert: int
@@ -183,7 +183,7 @@ class ExpertGroup(_Record):
     slots: tuple[int, ...] | np.ndarray
 
 
-class Send(_Record):
+class Send(_Record, frozen=True, gc=False):
     """Send rows of a flight's features to a peer; then ``PeerAnswered`` or ``PeerFailed``."""
 
     flight: int
@@ -194,34 +194,34 @@ class Send(_Record):
     deadline_s: float
 
 
-class SetTimer(_Record):
+class SetTimer(_Record, frozen=True, gc=False):
     """Let ``TimerFired`` happen at this time."""
 
     request: int
     at_s: float
 
 
-class Probe(_Record):
+class Probe(_Record, frozen=True, gc=False):
     """Ask a peer for a sign of life; then ``Probed``."""
 
     peer: str
 
 
-class SetProbe(_Record):
+class SetProbe(_Record, frozen=True, gc=False):
     """Let ``ProbeDue`` happen at this time."""
 
     peer: str
     at_s: float
 
 
-class Used(_Record):
+class Used(_Record, frozen=True, gc=False):
     """A dispatch whose reply goes into an answer, and what it fills."""
 
     dispatch: int
     groups: tuple[ExpertGroup, ...]
 
 
-class Finish(_Record):
+class Finish(_Record, frozen=True, gc=False):
     """The answer to every request of a flight.
 
     Attributes:
@@ -245,7 +245,7 @@ class Finish(_Record):
     degraded: bool
 
 
-class Refuse(_Record):
+class Refuse(_Record, frozen=True, gc=False):
     """The one answer to a request that cannot be answered."""
 
     request: int

@@ -79,7 +79,7 @@ class Newcomers:
         with self._lock:
             self._use(bundle, compute)
             for name, prototypes in self._columns.items():
-                self._gate.add(name, gate_column(compute.model.gate, prototypes, self._known()))
+                self._gate.add(name, gate_column(compute.model.gate, prototypes, self._others(name)))
 
     def _use(self, bundle: Bundle, compute: NodeCompute) -> None:
         self._bundle, self._compute = bundle, compute
@@ -133,8 +133,7 @@ class Newcomers:
             return
         claimed = _prototypes(reply)
         with self._lock:
-            known = [one for name, one in self._admitted.items() if name != peer]
-            questions = quiz(claimed, [*([] if self._own is None else [self._own]), *known], generator=self._draw)
+            questions = quiz(claimed, self._others(peer), generator=self._draw)
         request = ExpertRequest(
             request=1,
             origin=self._bundle.card.node,
@@ -176,7 +175,7 @@ class Newcomers:
                 return None
             if len(self._columns) >= MAX_NEWCOMERS:
                 return f"{MAX_NEWCOMERS} newcomers are in the gate already"
-            self._gate.add(name, gate_column(self._compute.model.gate, claimed, self._known()))
+            self._gate.add(name, gate_column(self._compute.model.gate, claimed, self._others(reply.card.node)))
             self._columns[name] = claimed
         return None
 
@@ -195,8 +194,9 @@ class Newcomers:
                 return str(error)
         return None
 
-    def _known(self) -> list[Prototypes]:
-        return [*([] if self._own is None else [self._own]), *self._admitted.values()]
+    def _others(self, peer: str) -> list[Prototypes]:
+        """Return the prototypes of this node and of admitted peers but one: a newcomer's own would take away its margin."""
+        return [*([] if self._own is None else [self._own]), *(one for name, one in self._admitted.items() if name != peer)]
 
 
 def _prototypes(reply: CardReply) -> Prototypes:

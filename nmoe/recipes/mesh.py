@@ -11,7 +11,6 @@ from torch import Tensor
 
 from nmoe.core.errors import MeshError
 from nmoe.data import load, load_images
-from nmoe.federate import node_name
 from nmoe.node import InferReply, MeshProcesses, TlsFiles, connect
 from nmoe.recipes.serve import bundle_folders
 
@@ -144,4 +143,4 @@ def _word(label: int, names: tuple[str, ...]) -> str:
 
 def _answerers(reply: InferReply) -> dict[str, float]:
     pairs = zip(reply.experts[0].tolist(), reply.weights[0].tolist(), strict=True)
-    return {node_name(expert): weight for expert, weight in pairs if expert >= 0}
+    return {reply.names[expert]: weight for expert, weight in pairs if expert >= 0}

@@ -121,8 +121,9 @@ def _summary(answers: list[Answer], reference: Tensor, names: list[str], test: I
     for number, reply in answered:
         for expert, weight in zip(reply.experts[0].tolist(), reply.weights[0].tolist(), strict=True):
             if expert >= 0:
-                by_class[test.labels[number], expert] += weight
-                asked[answers[number].node, expert] += weight
+                column = names.index(reply.names[expert])
+                by_class[test.labels[number], column] += weight
+                asked[answers[number].node, column] += weight
     serving = {
         "requests": len(answers),
         "answered": len(answered),

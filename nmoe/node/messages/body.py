@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from nmoe.core.errors import MessageError
-from nmoe.node.messages.formats import MAX_SCALE, TensorFormat, dequantise, from_half, quantise, to_half
+from nmoe.node.messages.formats import LARGEST_CODE, MAX_SCALE, TensorFormat, dequantise, from_half, quantise, to_half
 
 MAX_MESSAGE_BYTES = 64 << 20
 MAX_ROWS = 1 << 16
@@ -118,7 +118,10 @@ class Body:
         bounded = (scales >= 0) & (scales <= MAX_SCALE)
         if not bounded.all() and (strict or not (bounded | np.isnan(scales)).all()):
             raise MessageError(f"{what} must have finite scales of at least 0", fault="number")
-        return dequantise(self.take(INT8, *shape), scales)
+        codes = self.take(INT8, *shape)
+        if codes.min() < -LARGEST_CODE:  # nobody writes -128: with the largest scale it would be too large to be sent on
+            raise MessageError(f"{what} must have codes between -{LARGEST_CODE} and {LARGEST_CODE}", fault="number")
+        return dequantise(codes, scales)
 
     def end(self) -> None:
         """Check that nothing is left.

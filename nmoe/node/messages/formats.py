@@ -5,7 +5,7 @@ rounding. A row of zeros has scale 0.
 
 Departures: a row whose s would be below float32's smallest normal number takes that number, so that the law holds there too. float16
 saturates at its largest number, 65504. Replies may hold NaN and infinity, which whoever asked has to see: float16 has them, and in int8 the
-whole row becomes NaN, by a scale of NaN. Numbers beyond +-3.37e38 count as infinite in int8, for their scale times -128 would be.
+whole row becomes NaN, by a scale of NaN. Numbers beyond +-3.37e38 count as infinite in int8, so that no scale's products are.
 """
 
 from enum import StrEnum
@@ -15,6 +15,7 @@ from jaxtyping import Float16, Float32, Int8
 from torch.utils.dlpack import from_dlpack
 
 _INFO = np.finfo(np.float32)
+LARGEST_CODE = 127
 MIN_SCALE = np.float32(_INFO.tiny)
 MAX_SCALE = np.float32(_INFO.max / 128)
 MAX_HALF = 65504.0
@@ -39,7 +40,7 @@ def quantise(rows: Float32[np.ndarray, "rows dim"], *, strict: bool) -> tuple[In
         ValueError: when a number is not finite and ``strict``.
     """
     largest = np.maximum(rows.max(axis=1), -rows.min(axis=1))  # [rows], NaN where any is
-    scales: np.ndarray = largest / np.float32(127)
+    scales: np.ndarray = largest / np.float32(LARGEST_CODE)
     divisors = np.maximum(scales, MIN_SCALE)
     if not (divisors <= MAX_SCALE).all():  # false for NaN as well
         if strict:

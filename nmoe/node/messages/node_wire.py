@@ -132,10 +132,12 @@ def _array(tensor: Tensor, kind: "np.dtype[Any]") -> np.ndarray:
 
 
 def _read_refusal(header: _RefusalHeader, _: Body) -> Refusal:
-    if len(header.reason) > MAX_REASON or header.reason != " ".join(header.reason.split()):
-        raise MessageError(f"a refusal's reason is one line of at most {MAX_REASON} characters", fault="name")
-    request, queue_rows = count(header.request, "request"), count(header.queue_rows, "queue_rows")
-    return Refusal(request=request, code=header.code, reason=header.reason, queue_rows=queue_rows)
+    return Refusal(
+        request=count(header.request, "request"),
+        code=header.code,
+        reason=text(header.reason, "reason", MAX_REASON),
+        queue_rows=count(header.queue_rows, "queue_rows"),
+    )
 
 
 def _read_infer_request(header: _InferRequestHeader, body: Body) -> InferRequest:

@@ -270,6 +270,12 @@ def check_name(name: str, what: str) -> str:
     return name
 
 
+def one_line(text: str, longest: int) -> str:
+    """Return a text's beginning as one line of printable characters."""
+    line = " ".join(text[: 4 * longest].split())[:longest].rstrip()
+    return line if line.isprintable() else "".join(letter if letter.isprintable() else "?" for letter in line)
+
+
 def refusal(code: RefusalCode, reason: str, *, request: int = 0, queue_rows: int = 0) -> Refusal:
     """Return a refusal whose reason is one line of bounded length."""
-    return Refusal(request=request, code=code, reason=" ".join(reason.split())[:MAX_REASON].rstrip(), queue_rows=queue_rows)
+    return Refusal(request=request, code=code, reason=one_line(reason, MAX_REASON), queue_rows=queue_rows)

@@ -16,7 +16,7 @@ import msgspec
 from nmoe.core.errors import MessageError
 from nmoe.node.messages import expert_wire, node_wire
 from nmoe.node.messages.body import MAX_MESSAGE_BYTES, Body, join
-from nmoe.node.messages.records import Message, Refusal
+from nmoe.node.messages.records import MAX_REASON, Message, Refusal, one_line
 
 MAGIC = b"NMOE"
 VERSION = 2
@@ -66,7 +66,7 @@ def decode(data: bytes) -> Message:
     try:
         header = kind.decoder.decode(data[_PREFIX_BYTES:start])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise MessageError(f"message header is damaged: {' '.join(str(error).split())[:200]}", fault="header") from error
+        raise MessageError(f"message header is damaged: {one_line(str(error), MAX_REASON)}", fault="header") from error
     body = Body(data, start)
     message = kind.read(header, body)
     body.end()

@@ -163,6 +163,18 @@ def check_endpoint(endpoint: str, *, insecure: bool) -> None:
         raise ValueError(f"{endpoint} would send features unencrypted beyond this machine; use tls/, or pass insecure to allow it")
 
 
+def direct_host(endpoint: str) -> str | None:
+    """Return the IP address on which a node with this endpoint can be reached directly; None when the endpoint does not say."""
+    match = _ENDPOINT.fullmatch(endpoint)
+    if match is None:
+        return None
+    try:
+        address = ipaddress.ip_address(match[2].strip("[]"))
+    except ValueError:  # a name
+        return None
+    return None if address.is_unspecified else str(address)
+
+
 def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback

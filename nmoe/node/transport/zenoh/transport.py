@@ -1,4 +1,6 @@
-"""Zenoh: the mesh over real links, node to node, without a broker. The only file that imports zenoh.
+"""Zenoh: the mesh over real links, node to node, without a broker. Only this folder imports zenoh.
+
+Where a node can be reached by a stream of its own, queries take that (``direct.py``); discovery, liveliness and the rest stay with zenoh.
 
 Keys: ``nmoe/<mesh>/<extractor fingerprint>/node/<name>/<service>`` and ``nmoe/<mesh>/<extractor fingerprint>/alive/<name>/<edition>``, where
 a changed card is a new edition.
@@ -13,80 +15,40 @@ What zenoh 1.10.2 does that this file answers to (measured, see docs/why):
 - a session that was frozen for longer than its lease may come back half connected: ``rejoin`` opens a new one
 """
 
-import json
-import re
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from queue import SimpleQueue
+from dataclasses import dataclass
 
 import zenoh
 
 from nmoe.core.errors import MeshError
 from nmoe.node.messages import MAGIC, RefusalCode, check_name, encode, refusal
+from nmoe.node.timers import Timers
 from nmoe.node.transport.base import OnPeer, OnQuery, OnRefusal, OnReply, Respond, Service, Silence, Transport
-from nmoe.node.transport.config import Mode, TlsFiles, ZenohSettings, check_endpoint
-from nmoe.node.transport.refusals import LOG_FILTER, LogTap, Refused, link_refusal
+from nmoe.node.transport.config import ZenohSettings, direct_host
+from nmoe.node.transport.direct_links import DirectLinks
+from nmoe.node.transport.outbox import Callback, Outbox
+from nmoe.node.transport.refusals import Refused, link_refusal
 from nmoe.node.transport.window import Window
+from nmoe.node.transport.zenoh.session import open_session, refusals
 
 MAX_REPLIES_QUEUED = 1024
-DIRECT_BYTES = 256 << 10  # sent by whoever has it; well below what a link's queue holds
+NO_ADDRESS = "-"  # in a token: no direct connections
+SMALL_BYTES = 256 << 10  # sent by whoever has it; well below what a link's queue holds
 REJOIN_TRIES, REJOIN_PAUSE_S = 10, 0.5
-
-_refusals: set[Callable[[Refused], None]] = set()  # who hears of failed handshakes
-_thread = threading.local()  # whether this thread runs a callback of zenoh's
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Ask:
     node: str
+    service: Service
     key: str
     payload: bytes
     until_s: float
     on_reply: OnReply
     reply: bytes | Silence = Silence.GONE
     done: bool = False
-
-
-@dataclass(slots=True)
-class _Outbox:
-    """A thread that sends, so that nobody else waits for a full link."""
-
-    name: str
-    queue: SimpleQueue[Callable[[], None] | None] = field(default_factory=SimpleQueue)
-    thread: threading.Thread = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.thread = threading.Thread(target=self._run, name=self.name)
-        self.thread.start()
-
-    def _run(self) -> None:
-        while (send := self.queue.get()) is not None:
-            send()
-
-    def close(self) -> None:
-        self.queue.put(None)
-        self.thread.join()
-
-
-class _Callback:
-    """Marks its thread as zenoh's while it runs."""
-
-    def __enter__(self) -> None:
-        _thread.depth = self._depth() + 1
-
-    def __exit__(self, *_: object) -> None:
-        _thread.depth -= 1
-
-    @staticmethod
-    def _depth() -> int:
-        return _thread.__dict__.get("depth", 0)
-
-    @classmethod
-    def running(cls) -> bool:
-        """Say whether this thread runs one."""
-        return cls._depth() > 0
 
 
 class ZenohTransport(Transport):
@@ -120,15 +82,34 @@ class ZenohTransport(Transport):
         self._homes: dict[str, set[tuple[str, str]]] = {}  # fingerprint and edition of every token of a node
         self._windows: dict[str, Window[_Ask]] = {}
         self._rejoining: threading.Thread | None = None
-        self._session = _open(settings)
-        self._asks = _Outbox("nmoe-asks")
-        self._replies = _Outbox("nmoe-replies")
+        self._session = open_session(settings)
+        label = name or "client"
+        self._timers = Timers(f"nmoe-asks-due-{label}")
+        self._timers.start()
+        self._direct = DirectLinks(label, tls=settings.tls, members=settings.members, on_refusal=self._refused)
+        self._address = self._listen_directly()
+        self._asks = Outbox("nmoe-asks")
+        self._replies = Outbox("nmoe-replies")
+
+    def _listen_directly(self) -> str:
+        """Let others connect directly; return the address to be told, ``-`` for none."""
+        host = direct_host(self.endpoint)
+        if self._name is None or self._fingerprint is None or host is None:
+            return NO_ADDRESS
+        try:
+            port = self._direct.listen(host, self._greeting(self._fingerprint, self._name))
+        except OSError as error:
+            raise MeshError(f"cannot listen on {host}: {error.strerror}") from error
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    def _greeting(self, fingerprint: str, name: str) -> str:
+        return f"{self._settings.mesh}/{fingerprint}/{name}"
 
     def announce(self) -> None:
         """See ``Transport``."""
         self._edition += 1
         before = self._token
-        self._token = self._session.liveliness().declare_token(f"{self._home()}/alive/{self._name}/{self._edition}")
+        self._token = self._session.liveliness().declare_token(f"{self._home()}/alive/{self._name}/{self._edition}/{self._address}")
         if before is not None:
             before.undeclare()  # after the new one, so that nobody takes this node for gone
 
@@ -146,12 +127,15 @@ class ZenohTransport(Transport):
     def watch_refusals(self, on_refusal: OnRefusal) -> None:
         """See ``Transport``; failed handshakes are heard of only in a process that called ``tap_log``."""
         self._on_refusal = on_refusal
-        _refusals.add(self._refused_handshake)
+        refusals.add(self._refused_handshake)
         self._watch_links(self._session)
 
     def _refused_handshake(self, reason: Refused) -> None:
+        self._refused("unknown", reason.value)
+
+    def _refused(self, who: str, reason: str) -> None:
         if self._on_refusal is not None:
-            self._on_refusal("unknown", reason.value)
+            self._on_refusal(who, reason)
 
     def _watch_links(self, session: zenoh.Session) -> None:
         members = self._settings.members
@@ -162,15 +146,15 @@ class ZenohTransport(Transport):
         def linked(event: zenoh.LinkEvent) -> None:
             name = event.link.auth_identifier
             reason = link_refusal(name, allowed)
-            if event.kind == zenoh.SampleKind.PUT and reason is not None and self._on_refusal is not None:
-                self._on_refusal(name or str(event.link.dst), reason.value)
+            if event.kind == zenoh.SampleKind.PUT and reason is not None:
+                self._refused(name or str(event.link.dst), reason.value)
 
         handler = zenoh.handlers.Callback(linked, indirect=False)
         self._links = session.info.declare_link_events_listener(handler, history=True)
 
     def _subscribe(self, session: zenoh.Session) -> None:
         def changed(sample: zenoh.Sample) -> None:
-            fingerprint, _, name, edition = str(sample.key_expr).removeprefix(f"{self._root}/").split("/")
+            fingerprint, _, name, edition, address = str(sample.key_expr).removeprefix(f"{self._root}/").split("/")
             alive = sample.kind == zenoh.SampleKind.PUT
             with self._lock:
                 if session is not self._session:  # the last words of a session that was replaced
@@ -184,17 +168,22 @@ class ZenohTransport(Transport):
                 after = bool(homes)
                 if not after:
                     del self._homes[name]
+            if alive and address != NO_ADDRESS and name != self._name:
+                self._direct.found(name, address, self._greeting(fingerprint, name))
+            elif not after:
+                self._direct.lost(name)
             if self._on_peer is not None and (alive or before != after):
-                with _Callback():
+                with Callback():
                     self._on_peer(name, after)
 
-        key = f"{self._root}/{self._fingerprint or '*'}/alive/*/*"
+        key = f"{self._root}/{self._fingerprint or '*'}/alive/*/*/*"
         handler = zenoh.handlers.Callback(changed, indirect=False)
         self._subscriber = session.liveliness().declare_subscriber(key, handler, history=True)
 
     def serve(self, service: Service, on_query: OnQuery) -> None:
         """See ``Transport``."""
         self._services[service] = on_query
+        self._direct.serve(service, self._guarded(on_query))
         self._declare(self._session, service, on_query)
 
     def _declare(self, session: zenoh.Session, service: Service, on_query: OnQuery) -> None:
@@ -205,7 +194,7 @@ class ZenohTransport(Transport):
                 query.drop()  # the asker takes the empty reply for gone; we cannot say more than the link takes
                 return
             try:
-                with _Callback():
+                with Callback():
                     on_query(b"" if query.payload is None else query.payload.to_bytes(), self._responder(query, key))
             except Exception as error:  # noqa: BLE001  # zenoh would swallow it and the asker would learn nothing
                 data = encode(refusal(RefusalCode.FAILED, f"{type(error).__name__}: {error}"))
@@ -213,9 +202,21 @@ class ZenohTransport(Transport):
 
         session.declare_queryable(key, zenoh.handlers.Callback(arrived, indirect=False), complete=True)
 
+    def _guarded(self, on_query: OnQuery) -> OnQuery:
+        """Answer by a refusal when a handler raises."""
+
+        def asked(data: bytes, respond: Respond) -> None:
+            try:
+                with Callback():
+                    on_query(data, respond)
+            except Exception as error:  # noqa: BLE001  # the stream's thread serves others too
+                respond(encode(refusal(RefusalCode.FAILED, f"{type(error).__name__}: {error}")))
+
+        return asked
+
     def _responder(self, query: zenoh.Query, key: str) -> Respond:
         def respond(data: bytes) -> None:
-            if len(data) <= DIRECT_BYTES and not _Callback.running():
+            if len(data) <= SMALL_BYTES and not Callback.running():
                 _send_reply(lambda: query.reply(key, data, express=True), query)
             else:
                 self._replies.queue.put(lambda: _send_reply(lambda: query.reply(key, data, express=True), query))
@@ -232,7 +233,7 @@ class ZenohTransport(Transport):
                 taken = None
             else:
                 key = f"{self._root}/{home}/node/{node}/{service.value}"
-                ask = _Ask(node=node, key=key, payload=payload, until_s=now_s + timeout_s, on_reply=on_reply)
+                ask = _Ask(node=node, service=service, key=key, payload=payload, until_s=now_s + timeout_s, on_reply=on_reply)
                 window = self._windows.setdefault(node, Window())
                 taken = window.offer(len(payload), ask, now_s)
                 ready = window.ready()
@@ -254,6 +255,7 @@ class ZenohTransport(Transport):
             gone = list(self._homes)
             self._homes.clear()
         for name in gone:
+            self._direct.lost(name)
             if self._on_peer is not None:
                 self._on_peer(name, False)
         old.close()  # frees the endpoint; ends outstanding queries as gone
@@ -279,7 +281,7 @@ class ZenohTransport(Transport):
             if not self._open:
                 return None
             try:
-                return _open(self._settings)
+                return open_session(self._settings)
             except MeshError:  # the old socket may linger for a moment
                 time.sleep(REJOIN_PAUSE_S)
         return None
@@ -292,9 +294,11 @@ class ZenohTransport(Transport):
             self._open = False
             waiting = [ask for window in self._windows.values() for _, ask in window.waiting]
             self._windows.clear()
-        _refusals.discard(self._refused_handshake)
+        refusals.discard(self._refused_handshake)
         if self._rejoining is not None:
             self._rejoining.join()
+        self._timers.close()
+        self._direct.close()
         self._replies.close()  # what is answered already still leaves
         self._asks.close()
         self._session.close()  # ends outstanding queries as gone
@@ -314,7 +318,7 @@ class ZenohTransport(Transport):
 
     def _launch(self, asks: Sequence[_Ask]) -> None:
         for ask in asks:
-            if len(ask.payload) <= DIRECT_BYTES and not _Callback.running():
+            if self._direct.reaches(ask.node) or (len(ask.payload) <= SMALL_BYTES and not Callback.running()):
                 self._send(ask)
             else:
                 self._asks.queue.put(lambda ask=ask: self._send(ask))  # type: ignore[misc]  # a default binds the loop's variable
@@ -325,14 +329,30 @@ class ZenohTransport(Transport):
             ask.reply = Silence.TIMEOUT if self._open else Silence.GONE
             self._settle(ask, sent=False)
             return
+        number = self._direct.ask(ask.node, ask.service, ask.payload, lambda reply: self._direct_replied(ask, reply))
+        if number is not None:
+            self._timers.at(ask.until_s, lambda: self._overdue(ask, number))
+            return
+        self._send_through_zenoh(ask, left_s)
 
+    def _direct_replied(self, ask: _Ask, reply: bytes | Silence) -> None:
+        ask.reply = reply
+        with Callback():
+            self._settle(ask, sent=True)
+
+    def _overdue(self, ask: _Ask, number: int) -> None:
+        if not ask.done and self._direct.forget(ask.node, number):
+            ask.reply = Silence.TIMEOUT
+            self._settle(ask, sent=True)
+
+    def _send_through_zenoh(self, ask: _Ask, left_s: float) -> None:
         def replied(reply: zenoh.Reply) -> None:
             payload = reply.ok.payload if reply.ok is not None else reply.err.payload if reply.err is not None else None
             data = b"" if payload is None else payload.to_bytes()
             ask.reply = data if reply.ok is not None or data.startswith(MAGIC) else Silence.TIMEOUT
 
         def over() -> None:
-            with _Callback():
+            with Callback():
                 self._settle(ask, sent=True)
 
         try:
@@ -367,48 +387,6 @@ class ZenohTransport(Transport):
             behind.on_reply(Silence.FULL)
 
 
-def tap_log() -> Callable[[], None]:
-    """Read zenoh's log for refused handshakes, which it tells of nowhere else; once per process. Return what ends it.
-
-    Standard output becomes a pipe that is read here; everything else written to it is passed on.
-    """
-
-    def refused(reason: Refused) -> None:
-        for hear in tuple(_refusals):
-            hear(reason)
-
-    tap = LogTap(refused)
-    zenoh.init_log_from_env_or(LOG_FILTER)
-    return tap.close
-
-
-def open_router(settings: ZenohSettings) -> Callable[[], None]:
-    """Start passing on between peers that cannot reach each other; return what ends it.
-
-    Raises:
-        MeshError: when an endpoint cannot be listened on.
-    """
-    session = _open(settings)
-    return lambda: session.close()  # zenoh's own type annotation says more than a caller needs
-
-
-def _open(settings: ZenohSettings) -> zenoh.Session:
-    config = zenoh.Config()
-    for key, value in settings.entries().items():
-        config.insert_json5(key, json.dumps(value))
-    try:
-        return zenoh.open(config)
-    except zenoh.ZError as error:
-        raise MeshError(f"cannot join mesh {settings.mesh} on {', '.join(settings.listen) or 'no endpoint'}: {_why(str(error))}") from error
-
-
-def _why(text: str) -> str:
-    """Zenoh's reason without the places in its source code."""
-    if "Address already in use" in text:
-        return "the address is already in use"
-    return " ".join(re.sub(r" at /\S+", "", text).split())
-
-
 def _send_reply(send: Callable[[], None], query: zenoh.Query) -> None:
     try:
         send()
@@ -416,6 +394,3 @@ def _send_reply(send: Callable[[], None], query: zenoh.Query) -> None:
         pass  # the asker is gone, so nobody is left to tell
     finally:
         query.drop()
-
-
-__all__ = ["Mode", "TlsFiles", "ZenohSettings", "ZenohTransport", "check_endpoint", "open_router", "tap_log"]

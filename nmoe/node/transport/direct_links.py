@@ -1,0 +1,183 @@
+"""Direct links of one member: whom it has a stream to, and the queries that travel on them."""
+
+import itertools
+import ssl
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from nmoe.node.transport.base import OnQuery, Respond, Service, Silence
+from nmoe.node.transport.config import TlsFiles
+from nmoe.node.transport.direct import SERVICES, Contexts, Listener, Loop, Stream, dial
+
+DIAL_TRIES, DIAL_PAUSE_S = 3, 0.5
+
+Settle = Callable[[bytes | bytearray | Silence], None]
+
+
+@dataclass(slots=True)
+class _Way:
+    """The way to one node: its address, its stream once there is one, and the queries on it."""
+
+    address: str
+    greeting: str
+    stream: Stream | None = None
+    waiting: dict[int, Settle] | None = None
+
+
+class DirectLinks:
+    """All direct links of one member.
+
+    Args:
+        name: of its threads.
+        tls: the mesh's certificates; None for plain TCP.
+        members: common names that are let in; None for all of the authority.
+        on_refusal: told who was refused and why.
+    """
+
+    def __init__(self, name: str, *, tls: TlsFiles | None, members: frozenset[str] | None, on_refusal: Callable[[str, str], None]) -> None:
+        self._tls = None if tls is None else contexts(tls)
+        self._members = members
+        self._on_refusal = on_refusal
+        self._loop = Loop(f"nmoe-direct-{name}")
+        self._lock = threading.Lock()
+        self._ways: dict[str, _Way] = {}
+        self._numbers = itertools.count(1)
+        self._services: dict[int, OnQuery] = {}
+        self._listener: Listener | None = None
+        self._open = True
+
+    def listen(self, host: str, greeting: str) -> int:
+        """Let others connect; return the port.
+
+        Raises:
+            OSError: when the address cannot be listened on.
+        """
+        self._listener = Listener(
+            self._loop,
+            host,
+            greeting,
+            on_frame=self._asked,
+            on_closed=lambda _: None,
+            on_refusal=self._on_refusal,
+            tls=self._tls,
+            members=self._members,
+        )
+        return self._listener.port
+
+    def serve(self, service: Service, on_query: OnQuery) -> None:
+        """Answer queries of a service; see ``Transport.serve``."""
+        self._services[SERVICES.index(service)] = on_query
+
+    def found(self, node: str, address: str, greeting: str) -> None:
+        """A node listens at an address: connect to it in the background."""
+        with self._lock:
+            way = self._ways.get(node)
+            if not self._open or (way is not None and way.address == address):
+                return
+            self._ways[node] = new = _Way(address, greeting)
+        if way is not None and way.stream is not None:
+            way.stream.close()
+        threading.Thread(target=self._dial, args=(node, new), name="nmoe-direct-dial", daemon=True).start()
+
+    def lost(self, node: str) -> None:
+        """A node is gone: so is the way to it."""
+        with self._lock:
+            way = self._ways.pop(node, None)
+        if way is not None and way.stream is not None:
+            way.stream.close()
+
+    def reaches(self, node: str) -> bool:
+        """Say whether there is a stream to a node."""
+        way = self._ways.get(node)
+        return way is not None and way.stream is not None and way.stream.open
+
+    def ask(self, node: str, service: Service, payload: bytes, settle: Settle) -> int | None:
+        """Send a query if there is a stream to the node; ``settle`` follows unless ``forget`` is called first. None when there is none."""
+        way = self._ways.get(node)
+        if way is None or (stream := way.stream) is None or (waiting := way.waiting) is None:
+            return None
+        number = next(self._numbers)
+        waiting[number] = settle
+        sent = stream.send(number, SERVICES.index(service), payload)
+        if (not sent or way.waiting is not waiting) and waiting.pop(number, None) is not None:
+            return None  # the stream ended meanwhile
+        return number
+
+    def forget(self, node: str, number: int) -> bool:
+        """Do not wait for a query any more; False when it has been settled."""
+        way = self._ways.get(node)
+        return way is not None and way.waiting is not None and way.waiting.pop(number, None) is not None
+
+    def close(self) -> None:
+        """Close everything; queries under way are settled as gone."""
+        with self._lock:
+            self._open = False
+            self._ways.clear()
+        if self._listener is not None:
+            self._listener.close()
+        self._loop.close()
+
+    def _dial(self, node: str, way: _Way) -> None:
+        host, _, port = way.address.rpartition(":")
+        waiting: dict[int, Settle] = {}
+        for attempt in range(DIAL_TRIES):
+            if self._ways.get(node) is not way:
+                return
+            try:
+                way.waiting = waiting
+                stream = dial(
+                    host.strip("[]"),
+                    int(port),
+                    way.greeting,
+                    name=node,
+                    tls=self._tls,
+                    loop=self._loop,
+                    on_frame=lambda _, number, __, body: _settle(waiting, number, body),
+                    on_closed=lambda _: self._ended(node, way),
+                )
+            except OSError:
+                if attempt + 1 < DIAL_TRIES:
+                    threading.Event().wait(DIAL_PAUSE_S)
+                continue
+            way.stream = stream
+            if self._ways.get(node) is not way:
+                stream.close()
+            return
+
+    def _ended(self, node: str, way: _Way) -> None:
+        way.stream = None
+        waiting, way.waiting = way.waiting or {}, None
+        for number in list(waiting):
+            _settle(waiting, number, Silence.GONE)
+
+    def _asked(self, stream: Stream, number: int, service: int, body: bytearray) -> None:
+        on_query = self._services.get(service)
+        if on_query is None:
+            stream.close()
+            return
+        on_query(bytes(body) if not body else body, _responder(stream, number))  # type: ignore[arg-type]  # as good as bytes to every reader
+
+
+def _responder(stream: Stream, number: int) -> Respond:
+    return lambda data: (stream.send(number, 0, data), None)[1]
+
+
+def _settle(waiting: dict[int, Settle], number: int, reply: bytearray | Silence) -> None:
+    settle = waiting.pop(number, None)
+    if settle is not None:  # else it was forgotten, or never asked
+        settle(reply)
+
+
+def contexts(files: TlsFiles) -> Contexts:
+    """Return TLS contexts of the mesh's files: both sides show a certificate of the authority."""
+    made = []
+    for purpose in (ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_CLIENT):
+        context = ssl.SSLContext(purpose)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.check_hostname = False  # the name of the node is checked, not that of its host
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(files.root_ca)
+        context.load_cert_chain(files.certificate, files.private_key)
+        made.append(context)
+    return Contexts(server=made[0], client=made[1])

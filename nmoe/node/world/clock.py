@@ -1,0 +1,160 @@
+"""Clock: virtual time. What is to happen waits in a heap; deadlines, which come in order, in a line of their own that costs less."""
+
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+from heapq import heappop, heappush
+from typing import Any
+
+import numpy as np
+
+from nmoe.node.batcher import Batcher
+from nmoe.node.protocol import Origin
+from nmoe.node.world.recording import Step
+
+Call = Callable[["Node", Any], None]
+
+
+class Away(IntEnum):
+    """Whether a node acts."""
+
+    HERE = 0
+    FROZEN = 1  # as by SIGSTOP: what happens to it waits until it is thawed
+    GONE = 2  # as by kill -9; the same place may start again, as another ``Node``
+
+
+class Node:
+    """One life of a simulated node.
+
+    Args:
+        index: its place in the layout.
+        name: its name.
+        origin: decides.
+        step: ``origin.step``, or what stands in for it.
+        batcher: what waits for its workers.
+        row, place: of the network's matrix.
+        pace: seconds it takes for what a node of mean speed does in one.
+        byte_s: of its line.
+    """
+
+    __slots__ = (
+        "away",
+        "batcher",
+        "byte_s",
+        "draining",
+        "free",
+        "held",
+        "index",
+        "loss",
+        "name",
+        "open",
+        "origin",
+        "pace",
+        "place",
+        "row",
+        "run_own",
+        "step",
+    )
+
+    def __init__(
+        self,
+        *,
+        index: int,
+        name: str,
+        origin: Origin,
+        step: Step,
+        batcher: Batcher[Any],
+        row: int,
+        place: int,
+        pace: float,
+        byte_s: float,
+        loss: float,
+    ) -> None:
+        self.index = index
+        self.name = name
+        self.origin = origin
+        self.step = step
+        self.batcher = batcher
+        self.row = row
+        self.place = place
+        self.pace = pace
+        self.byte_s = byte_s
+        self.loss = loss
+        self.free = batcher.workers
+        self.away = Away.HERE
+        self.draining = False
+        self.held: list[tuple[Call, Any]] = []
+        self.open: dict[int, np.ndarray] = {}  # scores of the requests it has not answered
+        self.run_own = -1  # the flight its worker computes next
+
+
+class Clock:
+    """The order of events.
+
+    Attributes:
+        now_s: the time.
+        events: how many have happened.
+    """
+
+    __slots__ = ("_count", "_heap", "_lost", "_timers", "events", "now_s")
+
+    def __init__(self, lost: Callable[[Call, Any], None]) -> None:
+        self.now_s = 0.0
+        self.events = 0
+        self._lost = lost
+        self._heap: list[tuple[float, int, Call, Node, Any]] = []
+        self._timers: deque[tuple[float, Call, Node, Any]] = deque()
+        self._count = 0
+
+    def later(self, at_s: float, call: Call, node: Node, item: Any) -> None:
+        """Let something happen to a node at a time."""
+        self._count += 1
+        heappush(self._heap, (at_s, self._count, call, node, item))
+
+    def timer(self, at_s: float, call: Call, node: Node, item: Any) -> None:
+        """Let a timer run out; cheaper than ``later`` when none is due after it."""
+        timers = self._timers
+        if not timers or timers[-1][0] <= at_s:
+            timers.append((at_s, call, node, item))
+        else:
+            self._count += 1
+            heappush(self._heap, (at_s, self._count, call, node, item))
+
+    def run(self, times: Sequence[float], arrive: Callable[[int], None], end_s: float) -> None:
+        """Let everything happen up to ``end_s``, and ``arrive`` at each of ``times``, which rise."""
+        heap, timers, here, forever = self._heap, self._timers, Away.HERE, math.inf
+        arrivals = iter(times)
+        number, next_s, events = 0, next(arrivals, forever), 0
+        while True:
+            due_s = heap[0][0] if heap else forever
+            if timers and timers[0][0] <= due_s:
+                due_s = timers[0][0]
+                from_heap = False
+            else:
+                from_heap = True
+            if next_s <= due_s:
+                if next_s > end_s:
+                    break
+                self.now_s = next_s
+                events += 1
+                arrive(number)
+                number += 1
+                next_s = next(arrivals, forever)
+                continue
+            if due_s > end_s:
+                break
+            if from_heap:
+                _, _, call, node, item = heappop(heap)
+            else:
+                _, call, node, item = timers.popleft()
+            self.now_s = due_s
+            events += 1
+            if node.away is here:
+                call(node, item)
+            elif node.away is Away.FROZEN:
+                node.held.append((call, item))
+            else:
+                self._lost(call, item)
+        self.events += events
+        self.now_s = end_s
