@@ -98,7 +98,7 @@ class ExpertOutputs(NamedTuple):
 
     def mixed(self) -> Float[Tensor, "batch out"]:
         """Return the weighted sum of each sample's outputs."""
-        return torch.einsum("bko,bk->bo", self.outputs, self.weights)  # y' = sum_i G(h)_i H_i(h)
+        return torch.bmm(self.weights.unsqueeze(1), self.outputs).squeeze(1)  # y' = sum_i G(h)_i H_i(h)
 
 
 class TopKExperts(nn.Module, ABC):

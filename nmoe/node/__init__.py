@@ -2,6 +2,7 @@
 
 from nmoe.node.bank import ExpertBank, keep_memory
 from nmoe.node.client import MeshClient, connect
+from nmoe.node.expert_client import ExpertClient
 from nmoe.node.host import ExpertHost
 from nmoe.node.mesh import Mesh
 from nmoe.node.mesh_processes import MeshProcesses, NodeProcess
@@ -9,7 +10,7 @@ from nmoe.node.messages import InferReply, StatusReply, TensorFormat
 from nmoe.node.nursery import check_together, run_nodes
 from nmoe.node.plan import Routing
 from nmoe.node.process import NodeSettings, free_ports, run_node
-from nmoe.node.remote import ExpertClient, RemoteExperts, RemoteMixture
+from nmoe.node.remote import RemoteExperts, RemoteMixture
 from nmoe.node.runner import NodeOptions, NodeRunner
 from nmoe.node.service import NodeService
 from nmoe.node.transport.base import Transport

@@ -58,7 +58,7 @@ class ExpertBank:
         if self._stack is not None and len(parts) > 1 and max(counts) <= STACK_ROWS:
             if max(counts) * len(self.experts) <= STACK_WASTE * sum(counts):
                 return self._compute_stacked(self._stack, parts, max(counts))
-        return [self.experts[name](torch.from_numpy(rows)).numpy() for name, rows in parts]
+        return [self.experts[name](_tensor(rows)).numpy() for name, rows in parts]
 
     def _compute_stacked(self, stack: StackedExperts, parts: Sequence[tuple[str, np.ndarray]], height: int) -> list[np.ndarray]:
         """Run all experts in two batched products, on rows padded to one height."""
@@ -79,9 +79,9 @@ class ExpertBank:
         The expert's own weights get no gradient and never change.
         """
         with torch.enable_grad():
-            features = torch.from_numpy(rows).requires_grad_()
+            features = _tensor(rows).requires_grad_()
             outputs = self.experts[name](features)
-            (derivative,) = torch.autograd.grad(outputs, features, torch.from_numpy(gradients))
+            (derivative,) = torch.autograd.grad(outputs, features, _tensor(gradients))
         result: np.ndarray = derivative.numpy()
         return result
 
@@ -122,6 +122,11 @@ class NodeCompute:
         with torch.inference_mode():
             self.model.gate.scores(features)
         self.bank.compute([(self.card.node, features.numpy())])
+
+
+def _tensor(rows: np.ndarray) -> Tensor:
+    """Return rows as a tensor; those that may not be written to, as views of bytes, are copied: torch warns of them."""
+    return torch.from_numpy(rows if rows.flags.writeable else rows.copy())
 
 
 def keep_memory() -> None:

@@ -87,21 +87,26 @@ class Batcher(Generic[Item]):
         self.max_bytes = max_bytes
         self.max_batch_rows = max_batch_rows
         self.max_linger_s = max_linger_s
-        self.lines: dict[Line, _Queue[Item]] = {line: _Queue() for line in Line}
+        self._infer: _Queue[Item] = _Queue()
+        self._expert: _Queue[Item] = _Queue()
+        self.lines = {Line.INFER: self._infer, Line.EXPERT: self._expert}  # hashing a Line is slow: not used on the way
 
     def queue_rows(self, line: Line = Line.EXPERT) -> int:
         """Return the rows that wait or are being computed."""
-        queue = self.lines[line]
+        queue = self._expert if line is Line.EXPERT else self._infer
         return queue.rows + queue.computing_rows
 
     def wait_s(self, line: Line) -> float:
         """Return how long a new job of this line can expect to wait for its worker."""
-        work_s = sum((queue.rows + queue.computing_rows) * queue.row_s for queue in self.lines.values() if queue.row_s is not None)
+        work_s = 0.0
+        for queue in (self._infer, self._expert):
+            if queue.row_s is not None:
+                work_s += (queue.rows + queue.computing_rows) * queue.row_s
         return work_s / self.workers
 
     def offer(self, job: Job[Item], now_s: float) -> str | None:
         """Take a job in, or return why not: it is to be refused as busy, at once."""
-        queue = self.lines[job.line]
+        queue = self._expert if job.line is Line.EXPERT else self._infer
         if not job.admitted:
             if queue.jobs and (queue.rows + job.rows > self.max_rows or queue.size + job.size > self.max_bytes):
                 return f"{queue.rows} rows wait already"
@@ -120,11 +125,13 @@ class Batcher(Generic[Item]):
 
     def take(self, now_s: float) -> Batch[Item] | float | None:
         """Return what a free worker computes next; or how many seconds it should linger; None when nothing waits."""
-        infer, expert = self.lines[Line.INFER].jobs, self.lines[Line.EXPERT].jobs
-        if not infer and not expert:
+        infer, expert = self._infer.jobs, self._expert.jobs
+        if infer and (not expert or infer[0].arrived_s < expert[0].arrived_s):
+            line, queue = Line.INFER, self._infer
+        elif expert:
+            line, queue = Line.EXPERT, self._expert
+        else:
             return None
-        line = Line.INFER if infer and (not expert or infer[0].arrived_s < expert[0].arrived_s) else Line.EXPERT
-        queue = self.lines[line]
         linger_s = self._linger_s(queue, now_s)
         if linger_s > 0:
             return linger_s
@@ -132,7 +139,7 @@ class Batcher(Generic[Item]):
 
     def done(self, line: Line, rows: int, seconds: float) -> None:
         """A batch of so many rows was computed in this time."""
-        queue = self.lines[line]
+        queue = self._expert if line is Line.EXPERT else self._infer
         queue.computing_rows -= rows
         if not rows:
             return
@@ -146,6 +153,11 @@ class Batcher(Generic[Item]):
         return min(self.max_linger_s, 2 * queue.gap_s) - (now_s - queue.jobs[0].arrived_s)
 
     def _batch(self, line: Line, queue: _Queue[Item], now_s: float) -> Batch[Item]:
+        if len(queue.jobs) == 1 and queue.jobs[0].deadline_s > now_s:  # the common case
+            job = queue.jobs.popleft()
+            queue.rows, queue.size = 0, 0
+            queue.computing_rows += job.rows
+            return Batch(line, (job,), (), job.rows)
         jobs: list[Job[Item]] = []
         late: list[Job[Item]] = []
         passed: list[Job[Item]] = []

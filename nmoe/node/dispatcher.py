@@ -5,6 +5,7 @@ answer needs no thread of its own between the workers and the network. Deadlines
 """
 
 import itertools
+import math
 import threading
 import time
 from collections import Counter
@@ -19,6 +20,7 @@ from nmoe.node.events import (
     ComputeFailed,
     Effect,
     Event,
+    ExpertGroup,
     Failure,
     FetchCard,
     Finish,
@@ -273,7 +275,7 @@ class Dispatcher:
             self._nonsense(send, Failure.UNREADABLE)
         elif message.outputs.shape != (pairs, self.origin.rules.out_dim):
             self._nonsense(send, Failure.BAD_SHAPE)
-        elif not np.isfinite(message.outputs.sum(dtype=np.float64)):
+        elif not all_finite(message.outputs):
             self._nonsense(send, Failure.NOT_FINITE)
         else:
             cargo.replies[send.dispatch] = message.outputs
@@ -340,9 +342,18 @@ class Dispatcher:
             self._hooks.examine(peer, message, examined)
 
 
+def all_finite(values: np.ndarray) -> bool:
+    """Say whether there is neither NaN nor infinity: their sum tells, unless it overflows."""
+    return math.isfinite(values.sum()) or bool(np.isfinite(values).all())
+
+
 def fill(finish: Finish, cargo: Cargo, out_dim: int, own: int | None) -> np.ndarray:
     """Return the outputs [rows, k, out_dim] behind a flight's answer, zeros where nobody stands."""
-    outputs = np.zeros((*finish.experts.shape, out_dim), dtype=np.float32)
+    if finish.rows == 1 and len(finish.used) == 1 and not finish.degraded:
+        (used,) = finish.used
+        if [group.slots[0] for group in used.groups] == list(range(finish.experts.shape[1])):  # one peer had them all, in order
+            return cargo.replies[used.dispatch][None]
+    outputs = (np.zeros if finish.degraded else np.empty)((*finish.experts.shape, out_dim), dtype=np.float32)
     if finish.own and cargo.own is not None:
         rows, slots = np.nonzero(finish.experts == own)
         outputs[rows, slots] = cargo.own[rows]
@@ -362,13 +373,13 @@ def _is(reply: bytes, kind: type[PingReply]) -> bool:
         return False
 
 
-def _union(groups: Sequence[object], whole: int) -> np.ndarray | None:
+def _union(groups: Sequence[ExpertGroup], whole: int) -> np.ndarray | None:
     """Return the rows that any group needs, in order; None when that is all of them."""
-    if whole == 1:
+    if whole == 1 or any(len(group.rows) == whole for group in groups):
         return None
     needed = np.zeros(whole, dtype=bool)
     for group in groups:
-        needed[np.asarray(group.rows)] = True  # type: ignore[attr-defined]
+        needed[group.rows] = True
     return None if needed.all() else np.nonzero(needed)[0]
 
 

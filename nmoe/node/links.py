@@ -51,8 +51,8 @@ class Percentile:
         if self.count == 1:
             self.value = self.mean = sample
             return
-        self.mean += (sample - self.mean) * max(0.05, 1 / self.count)
-        step = self.mean * max(0.02, 1 / self.count)
+        self.mean += (sample - self.mean) * (1 / self.count if self.count < 20 else 0.05)
+        step = self.mean * (1 / self.count if self.count < 50 else 0.02)
         self.value += step * self.share if sample > self.value else -step * (1 - self.share)
 
 
@@ -127,7 +127,9 @@ class Link:
         self.p95.add(total_s)
         per_row_s = compute_s / rows
         self.row_s = per_row_s if self.row_s is None else self.row_s + GAIN * (per_row_s - self.row_s)
-        network_s = max(0.0, total_s - wait_s - compute_s)
+        network_s = total_s - wait_s - compute_s
+        if network_s < 0:
+            network_s = 0.0
         if size <= SMALL_BYTES or self.rtt_s is None:
             self.heard(network_s)
         elif size >= LARGE_BYTES:

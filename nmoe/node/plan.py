@@ -81,9 +81,8 @@ def choose(scores: np.ndarray, term: Callable[[int], float], *, k: int, routing:
         [rows, k] int64, -1 where fewer can be asked.
     """
     k = min(k, scores.shape[1])
-    if len(scores) == 1:  # the common case, where numpy's calls would cost more than the work
-        chosen = _choose_one(scores[0].tolist(), term, k, routing)
-        return np.array([chosen + [-1] * (k - len(chosen))], dtype=np.int64)
+    if len(scores) == 1:
+        return np.array([choose_row(scores[0].tolist(), term, k=k, routing=routing)], dtype=np.int64)
     added = np.array([term(expert) for expert in range(scores.shape[1])])
     match routing:
         case Routing.BOTH:
@@ -93,54 +92,71 @@ def choose(scores: np.ndarray, term: Callable[[int], float], *, k: int, routing:
         case Routing.LINK:
             joined = np.broadcast_to(added, scores.shape)
     best = np.argsort(-joined, axis=1, kind="stable")[:, :k]  # [rows, k]
-    return np.where(np.take_along_axis(joined, best, axis=1) > -np.inf, best, -1)
+    if not np.isneginf(added).any():
+        return best
+    return np.where(joined[np.arange(len(joined))[:, None], best] > -np.inf, best, -1)
 
 
-def _choose_one(row: list[float], term: Callable[[int], float], k: int, routing: Routing) -> list[int]:
-    """Choose for one sample; a term is asked for only when its expert could still be among the k best, as terms are at most 0."""
+def choose_row(row: list[float], term: Callable[[int], float], *, k: int, routing: Routing) -> list[int]:
+    """Choose for one sample, the common case, where numpy's calls would cost more than the work.
+
+    A term is asked for only when its expert could still be among the k best, as terms are at most 0.
+    """
+    k = min(k, len(row))
     if routing is Routing.LINK:
         row = [0.0] * len(row)
+    joined = routing is not Routing.GATE
     best: list[tuple[float, int]] = []  # (minus the joined score, expert): a sorted list of at most k
     for expert in sorted(range(len(row)), key=row.__getitem__, reverse=True):
         if len(best) == k and -row[expert] >= best[-1][0]:
             break
         added = term(expert)
         if added > -math.inf:
-            insort(best, (-row[expert] - (0.0 if routing is Routing.GATE else added), expert))
-            del best[k:]
-    return [expert for _, expert in best]
+            insort(best, (-row[expert] - (added if joined else 0.0), expert))
+            if len(best) > k:
+                best.pop()
+    chosen = [expert for _, expert in best]
+    return chosen if len(chosen) == k else chosen + [-1] * (k - len(chosen))
 
 
 def group_by_expert(chosen: np.ndarray) -> list[ExpertGroup]:
     """Return, for every chosen expert, its rows in order and the slots they fill."""
     if len(chosen) == 1:
         return [ExpertGroup(expert, (0,), (slot,)) for slot, expert in enumerate(chosen[0].tolist()) if expert >= 0]
-    groups = []
-    for expert in np.unique(chosen).tolist():
-        if expert >= 0:
-            rows, slots = np.nonzero(chosen == expert)
-            groups.append(ExpertGroup(expert, rows, slots))
+    flat = chosen.ravel()
+    order = flat.argsort(kind="stable")  # of (row, slot) pairs, by expert and within it by row
+    rows, slots = np.divmod(order, chosen.shape[1])
+    groups, start = [], 0
+    for expert, count in enumerate(np.bincount(flat + 1).tolist(), start=-1):
+        if count:
+            if expert >= 0:
+                groups.append(ExpertGroup(expert, rows[start : start + count], slots[start : start + count]))
+            start += count
     return groups
 
 
 def mixture_weights(scores: np.ndarray, experts: np.ndarray) -> np.ndarray:
     """Return the weights [rows, k] of these experts: the softmax of their scores, renormalised over those that are there (not -1)."""
     if len(experts) == 1:
-        row, chosen = scores[0], experts[0].tolist()
-        there = [float(row[expert]) if expert >= 0 else -math.inf for expert in chosen]
-        best = max(there)
-        if best == -math.inf:
-            return np.zeros(experts.shape, dtype=np.float32)
-        powers = [math.exp(score - best) for score in there]
-        total = sum(powers)
-        return np.array([[power / total for power in powers]], dtype=np.float32)
-    picked = np.take_along_axis(scores, np.maximum(experts, 0), axis=1).astype(np.float32)  # [rows, k]
+        return np.array([row_weights(scores[0].tolist(), experts[0].tolist())], dtype=np.float32)
+    picked = scores[np.arange(len(scores))[:, None], experts].astype(np.float32)  # [rows, k]; -1 picks anything, and is masked
     picked[experts < 0] = -np.inf
     best_rows = picked.max(axis=1, keepdims=True)
     exponents = np.exp(picked - np.where(np.isneginf(best_rows), 0, best_rows))
     totals = exponents.sum(axis=1, keepdims=True)
     weights: np.ndarray = exponents / np.where(totals > 0, totals, 1)
     return weights
+
+
+def row_weights(row: Sequence[float], experts: Sequence[int]) -> list[float]:
+    """Return ``mixture_weights`` of a single sample."""
+    there = [row[expert] if expert >= 0 else -math.inf for expert in experts]
+    best = max(there)
+    if best == -math.inf:
+        return [0.0] * len(there)
+    powers = [math.exp(score - best) for score in there]
+    total = sum(powers)
+    return [power / total for power in powers]
 
 
 def choose_format(
@@ -155,9 +171,11 @@ def choose_format(
 ) -> TensorFormat:
     """Return the format for one message over one link, of those allowed here and known to the peer, most precise first."""
     assert link.card is not None
-    shared = [form for form in allowed if form in link.card.formats] or [TensorFormat.FLOAT32]
-    for form in shared:
-        predicted = link.predict_s(rows, message_bytes(rows, in_dim=in_dim, out_dim=out_dim, form=form), now_s)
-        if predicted is None or predicted <= COMFORT * left_s:
-            return form
-    return shared[-1]
+    form = TensorFormat.FLOAT32
+    for shared in allowed:
+        if shared in link.card.formats:
+            form = shared
+            predicted = link.predict_s(rows, message_bytes(rows, in_dim=in_dim, out_dim=out_dim, form=form), now_s)
+            if predicted is None or predicted <= COMFORT * left_s:
+                break
+    return form

@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -11,9 +11,21 @@ from nmoe.node.events import ExpertGroup, Send
 from nmoe.node.flight import Dispatch, Flight, Role
 from nmoe.node.links import MIN_SAMPLES, Link
 from nmoe.node.messages import TensorFormat
-from nmoe.node.plan import Routing, average_s, choose, choose_format, group_by_expert, log_arrival, message_bytes, pick_peer
+from nmoe.node.plan import (
+    Routing,
+    average_s,
+    choose,
+    choose_format,
+    choose_row,
+    group_by_expert,
+    log_arrival,
+    message_bytes,
+    pick_peer,
+)
 
 MIN_HEDGE_S = 0.002
+SMALL_ROWS = 64  # sizes of messages up to here are computed once
+_FIRST = (0,)
 SURE_SCALES = 6.0  # a logistic this many scales above its middle is over 0.997
 
 
@@ -47,20 +59,41 @@ class Reach:
         self.links = links
         self.servers = servers
         self.draw = draw
+        self._sizes: dict[tuple[int, TensorFormat], int] = {}
 
     def choose(self, flight: Flight, now_s: float) -> dict[str | None, list[ExpertGroup]]:
         """Fill in the experts of every sample of a flight; return the groups by peer, None for this node."""
         rows = len(flight.scores)
         share = max(1, rows * flight.k // max(1, len(self.servers)))
         peers: dict[int, str] = {}
+        by_peer: dict[str | None, list[ExpertGroup]]
 
         def term(expert: int) -> float:
             return self._term(flight, expert, share, peers, now_s)
 
-        flight.chosen = choose(flight.scores, term, k=flight.k, routing=self.rules.routing)
-        by_peer: dict[str | None, list[ExpertGroup]] = {}
+        if rows == 1:
+            by_peer = self._choose_row(flight, term, peers)
+            flight.needs_own = None in by_peer
+            return by_peer
+        flight.choose(choose(flight.scores, term, k=flight.k, routing=self.rules.routing))
+        by_peer = {}
+        pairs = 0
         for group in group_by_expert(flight.chosen):
+            pairs += len(group.rows)
             by_peer.setdefault(None if group.expert == self.rules.own else peers[group.expert], []).append(group)
+        flight.full = pairs == rows * flight.k
+        flight.needs_own = None in by_peer
+        return by_peer
+
+    def _choose_row(self, flight: Flight, term: Callable[[int], float], peers: dict[int, str]) -> dict[str | None, list[ExpertGroup]]:
+        scores = flight.scores[0].tolist()
+        row = choose_row(scores, term, k=flight.k, routing=self.rules.routing)
+        flight.choose_row(row, scores)
+        by_peer: dict[str | None, list[ExpertGroup]] = {}
+        for slot, expert in enumerate(row):
+            if expert >= 0:
+                group = ExpertGroup(expert, _FIRST, (slot,))
+                by_peer.setdefault(None if expert == self.rules.own else peers[expert], []).append(group)
         return by_peer
 
     def send(self, flight: Flight, dispatch: Dispatch, now_s: float) -> Send:
@@ -95,18 +128,24 @@ class Reach:
 
     def size(self, rows: int, form: TensorFormat) -> int:
         """Return about how many bytes a request of so many rows and its reply take."""
-        return message_bytes(rows, in_dim=self.rules.in_dim, out_dim=self.rules.out_dim, form=form)
+        size = self._sizes.get((rows, form))
+        if size is None:
+            size = message_bytes(rows, in_dim=self.rules.in_dim, out_dim=self.rules.out_dim, form=form)
+            if rows <= SMALL_ROWS:
+                self._sizes[rows, form] = size
+        return size
 
     def _term(self, flight: Flight, expert: int, rows: int, peers: dict[int, str], now_s: float) -> float:
         """Return what an expert's links add to its score, at most 0, and note which peer would be asked."""
         rules = self.rules
         if expert == rules.own:
             return 0.0
-        usable = [peer for peer in self.servers.get(expert, ()) if self.links[peer].usable and peer not in flight.asked]
+        links, asked = self.links, flight.asked
+        usable = [peer for peer in self.servers.get(expert, ()) if links[peer].usable and peer not in asked]
         if not usable:
             return -math.inf
         size = self.size(rows, rules.formats[-1])
-        peer = pick_peer(usable, self.links, size=size, rows=rows, now_s=now_s, draw=self.draw)
+        peer = usable[0] if len(usable) == 1 else pick_peer(usable, links, size=size, rows=rows, now_s=now_s, draw=self.draw)
         peers[expert] = peer
         if rules.routing is Routing.GATE:
             return 0.0

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,8 @@ from torch import Tensor
 from nmoe.core.bundle import Bundle, ModelSpec, Provenance, read_bundle, write_bundle
 from nmoe.core.seeds import torch_generator
 from nmoe.moe import Mixture, MixtureOutput, TopKGate, build, node_model
+from nmoe.moe.layer import combine
+from nmoe.node import MemoryHub, MeshClient, NodeOptions, NodeRunner, NodeView
 
 IMAGE_SHAPE = (8, 8, 1)
 NUM_CLASSES = 10
@@ -68,6 +71,16 @@ class Mesh(NamedTuple):
         with torch.no_grad():
             return mixture.forward(images.permute(0, 3, 1, 2) / 255, k=min(k, int(mask.sum())), mask=mask)
 
+    def mixed(self, node: int, images: Tensor, experts: Tensor) -> Tensor:
+        """The probabilities [batch, classes] that this node's gate gives with these experts [batch, k] behind each sample, -1 for none."""
+        models = [node_model(bundle) for bundle in self.bundles]
+        with torch.no_grad():
+            features = models[node].extractor(images.permute(0, 3, 1, 2) / 255)
+            scores = models[node].gate.scores(features).gather(1, experts.clamp(min=0)).masked_fill(experts < 0, -torch.inf)
+            logits = torch.stack([model.expert(features) for model in models], dim=1)  # [batch, nodes, classes]
+            outputs = logits.gather(1, experts.clamp(min=0).unsqueeze(2).expand(-1, -1, logits.shape[2]))
+            return combine(outputs, scores.softmax(dim=1), mix=models[node].mix)
+
 
 @pytest.fixture(scope="session")
 def mesh(tmp_path_factory: pytest.TempPathFactory) -> Mesh:
@@ -108,6 +121,33 @@ def eventually() -> Callable[..., None]:
             time.sleep(0.005)
 
     return wait
+
+
+@pytest.fixture(scope="session")
+def peers() -> Callable[[NodeView], tuple[str, ...]]:
+    """Whom a node can ask now, by its own view."""
+    return lambda view: tuple(link.peer for link in view.links if link.state == "up" and link.experts)
+
+
+@pytest.fixture
+def serve(eventually: Callable[..., None], peers: Callable[[NodeView], tuple[str, ...]]) -> Callable[..., object]:
+    """Serve a mesh in this process, over memory: a context manager of hub, client and nodes that all see each other."""
+
+    @contextmanager
+    def serving(
+        mesh: Mesh, *, options: NodeOptions | None = None, **hub_arguments: float | None
+    ) -> Iterator[tuple[MemoryHub, MeshClient, list[NodeRunner]]]:
+        with MemoryHub(**hub_arguments) as hub, ExitStack() as stack:
+            runners = []
+            for folder, bundle in zip(mesh.folders, mesh.bundles, strict=True):
+                runners.append(NodeRunner(bundle, hub.transport(bundle.card.node), folder=folder, options=options))
+                stack.callback(runners[-1].stop)
+                runners[-1].start()
+            client = stack.enter_context(MeshClient(hub.transport("client")))
+            eventually(lambda: all(len(peers(runner.view())) == len(runners) - 1 for runner in runners))
+            yield hub, client, runners
+
+    return serving
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ Whatever comes in, ``decode`` raises MessageError with one line and a known faul
 
 import argparse
 import inspect
+import subprocess
 import sys
 import tempfile
 from dataclasses import fields
@@ -60,7 +61,7 @@ def card(**changes: object) -> ExpertCard:
     """Return a card, with changes."""
     values: dict[str, object] = {
         "node": "node-1", "version": "abcd", "experts": ("node-1", "spare"), "classes": (3, 1), "class_list": "digits", "num_classes": 10,
-        "in_dim": 4, "out_dim": 10, "formats": tuple(TensorFormat), "max_rows": 256, "rows_per_s": 1e4, "gradients": True, "draining": False,
+        "draining": False, "in_dim": 4, "out_dim": 10, "formats": tuple(TensorFormat), "max_rows": 256, "rows_per_s": 1e4, "gradients": True,
     }  # fmt: skip
     return ExpertCard(**(values | changes))
 
@@ -70,12 +71,13 @@ def request(form: TensorFormat, *, rows: int = 3, dim: int = 5) -> ExpertRequest
     features = np.random.default_rng(0).standard_normal((rows, dim)).astype(np.float32)
     some = np.arange(0, rows, 2, dtype=np.int32)
     experts = (ExpertRows(expert="node-1", version="abcd"), ExpertRows(expert="node-2", rows=some))
-    return ExpertRequest(request=7, origin="node-0", deadline_s=0.25, format=form, experts=experts, features=features, trace="00-ab-cd-01")
+    return ExpertRequest(request=7, origin="node-0", deadline_s=0.25, format=form, experts=experts, features=features, trace="00-ab")
 
 
 def samples() -> list[Message]:
     """Return at least one message of every kind and format."""
     outputs = np.random.default_rng(1).standard_normal((5, 4)).astype(np.float32)
+    chance = torch.Generator().manual_seed(2)
     shape = (2, 4, 4, 1)
     messages: list[Message] = []
     for form in TensorFormat:
@@ -86,10 +88,10 @@ def samples() -> list[Message]:
         GradientRequest(forward=request(TensorFormat.FLOAT32), gradients=outputs),
         GradientReply(request=7, gradients=outputs),
         refusal(RefusalCode.BUSY, "two\nlines", request=7, queue_rows=9),
-        InferRequest(images=torch.randint(0, 256, shape, dtype=torch.uint8), deadline_s=1.0, k=None),
-        InferRequest(images=torch.rand(shape), deadline_s=1.0, k=4, identity="Überweg 7", trace="00-ab-cd-01"),
+        InferRequest(images=torch.randint(0, 256, shape, dtype=torch.uint8, generator=chance), deadline_s=1.0, k=None),
+        InferRequest(images=torch.rand(shape, generator=chance), deadline_s=1.0, k=4, identity="Überweg 7", trace="00-ab-cd-01"),
         InferReply(
-            probabilities=torch.rand(2, 10),
+            probabilities=torch.rand(2, 10, generator=chance),
             labels=torch.tensor([3, 9]),
             experts=torch.tensor([[0, 2], [1, -1]]),
             weights=torch.tensor([[0.5, 0.5], [1.0, 0.0]]),
@@ -135,8 +137,8 @@ def check(data: bytes) -> Message | None:
     try:
         message = decode(data)
     except MessageError as error:
-        assert error.fault in FAULTS
-        assert str(error).isprintable()
+        if error.fault not in FAULTS or not str(error).isprintable():
+            raise AssertionError(f"{error.fault}: {error!r}") from error
         return None
     again = decode(encode(message))
     assert type(again) is type(message)
@@ -144,26 +146,36 @@ def check(data: bytes) -> Message | None:
     return message
 
 
-def main() -> None:
-    """Fuzz from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("seconds", type=int, nargs="?", default=60)
-    parser.add_argument("--runs", type=int, default=-1)
-    arguments = parser.parse_args()
+def fuzz(corpus: Path, limit: str) -> None:
+    """Fuzz until a limit of libFuzzer's, and end the process."""
     import atheris
 
-    atheris.enabled_hooks.add("RegEx")
     modules = [module for name, module in sys.modules.items() if name.startswith("nmoe.node.messages.")]
     for function in (value for owner in (*modules, Body) for value in list(vars(owner).values()) if inspect.isfunction(value)):
         if function.__module__.startswith("nmoe.node.messages."):
             atheris.instrument_func(function)  # in place
-    with tempfile.TemporaryDirectory() as corpus:
-        for number, message in enumerate(samples()):
-            (Path(corpus) / str(number)).write_bytes(encode(message))
-        limit = f"-runs={arguments.runs}" if arguments.runs >= 0 else f"-max_total_time={arguments.seconds}"
-        atheris.Setup([sys.argv[0], corpus, limit, f"-max_len={MAX_BYTES}", "-rss_limit_mb=2048", "-timeout=10"], check)
-        atheris.Fuzz()  # ends the process
+    atheris.instrument_func(check)
+    for number, message in enumerate(samples()):
+        (corpus / f"sample-{number}").write_bytes(encode(message))
+    options = [f"-max_len={MAX_BYTES}", "-rss_limit_mb=2048", "-timeout=10", "-print_final_stats=1"]
+    atheris.Setup([sys.argv[0], str(corpus), limit, *options], check)
+    atheris.Fuzz()
+
+
+def main() -> int:
+    """Fuzz from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("seconds", type=int, nargs="?", default=60)
+    parser.add_argument("--runs", type=int, help="inputs, instead of seconds")
+    parser.add_argument("--corpus", type=Path, help="folder of inputs to begin with and to add to; else one that is forgotten")
+    arguments = parser.parse_args()
+    if arguments.corpus is None:  # in a child, for libFuzzer ends its process without a chance to tidy up
+        with tempfile.TemporaryDirectory() as corpus:
+            return subprocess.run([sys.executable, *sys.argv, "--corpus", corpus], check=False).returncode
+    arguments.corpus.mkdir(parents=True, exist_ok=True)
+    fuzz(arguments.corpus, f"-max_total_time={arguments.seconds}" if arguments.runs is None else f"-runs={arguments.runs}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

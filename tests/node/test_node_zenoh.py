@@ -67,7 +67,7 @@ def test_three_nodes_answer_as_the_mixture(mesh: Any, images: Tensor, eventually
             runners.append(stack.enter_context(NodeRunner(bundle, transport)))
         client = stack.enter_context(connect("test", places[:1]))
         client.wait_for(["node-0", "node-1", "node-2"], timeout_s=10)
-        eventually(lambda: all(len(runner.status().peers) == 2 for runner in runners))
+        eventually(lambda: all(len(peers(runner.view())) == 2 for runner in runners))
         for node in range(3):
             reply = client.infer(f"node-{node}", images, deadline_s=5)
             reference = mesh.reference(node, images, k=2, up={0, 1, 2})
@@ -75,7 +75,7 @@ def test_three_nodes_answer_as_the_mixture(mesh: Any, images: Tensor, eventually
             assert torch.allclose(reply.probabilities, reference.probabilities, atol=1e-5)
             assert torch.equal(reply.experts, reference.routing.experts)
         runners[2].stop()
-        eventually(lambda: client.nodes() == ("node-0", "node-1") and runners[0].status().peers == ("node-1",))
+        eventually(lambda: client.nodes() == ("node-0", "node-1") and peers(runners[0].view()) == ("node-1",))
         reply = client.infer("node-0", images, deadline_s=5)
         assert torch.allclose(reply.probabilities, mesh.reference(0, images, k=2, up={0, 1}).probabilities, atol=1e-5)
 

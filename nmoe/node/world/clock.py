@@ -95,9 +95,10 @@ class Clock:
     Attributes:
         now_s: the time.
         events: how many have happened.
+        outside: stands for whatever is no node and never away: clients and fate. It has nothing but that.
     """
 
-    __slots__ = ("_count", "_heap", "_lost", "_timers", "events", "now_s")
+    __slots__ = ("_count", "_heap", "_lost", "_timers", "events", "now_s", "outside")
 
     def __init__(self, lost: Callable[[Call, Any], None]) -> None:
         self.now_s = 0.0
@@ -106,6 +107,8 @@ class Clock:
         self._heap: list[tuple[float, int, Call, Node, Any]] = []
         self._timers: deque[tuple[float, Call, Node, Any]] = deque()
         self._count = 0
+        self.outside = Node.__new__(Node)
+        self.outside.away = Away.HERE
 
     def later(self, at_s: float, call: Call, node: Node, item: Any) -> None:
         """Let something happen to a node at a time."""

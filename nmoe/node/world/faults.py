@@ -3,7 +3,7 @@
 import random
 from dataclasses import dataclass
 
-from nmoe.node.world.clock import Away, Clock
+from nmoe.node.world.clock import Clock
 from nmoe.node.world.membership import Membership
 
 WAYS = ("kill", "freeze", "drain")
@@ -45,7 +45,4 @@ class Churn:
 def put(clock: Clock, members: Membership, at_s: float, way: str, index: int) -> None:
     """Let a fault strike at a time: one of ``WAYS``, or ``thaw`` or ``start``."""
     act = {"kill": members.kill, "freeze": members.freeze, "drain": members.drain, "thaw": members.thaw, "start": members.start}[way]
-    clock.later(at_s, lambda _node, _item: act(index), members.outside, None)
-
-
-__all__ = ["Away", "Churn", "put"]
+    clock.later(at_s, lambda _node, _item: act(index), clock.outside, None)

@@ -79,7 +79,7 @@ class Membership:
             node.away = Away.FROZEN
             for other in self.layout.peers[index]:
                 self.clock.later(self.clock.now_s + self._lease_s, self._lease_over, self.nodes[other], node)
-            self.clock.later(self.clock.now_s + self._lease_s, self._clients_hear, self._witness(index), node)
+            self.clock.later(self.clock.now_s + self._lease_s, self._clients_hear, self.clock.outside, node)
 
     def thaw(self, index: int) -> None:
         """Undo ``freeze``: what was held back happens now, and the node announces itself anew."""
@@ -176,10 +176,6 @@ class Membership:
     def _clients_hear(self, _: Node, peer: Node) -> None:
         if peer.away is Away.FROZEN:
             self._stop_taking(peer.index)
-
-    def _witness(self, index: int) -> Node:
-        """Return a node that is not away, for an event that concerns clients."""
-        return next((node for node in self.takers if node.away is Away.HERE), self.nodes[index])
 
     def _withdraw(self, node: Node, _: Any) -> None:
         self.kill(node.index)

@@ -1,0 +1,258 @@
+"""Expert client: a member of a mesh that has no expert of its own and asks those of others, for many callers at once."""
+
+import asyncio
+import itertools
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+from torch import nn
+
+from nmoe.core.errors import MeshError
+from nmoe.node.coalescer import Coalescer
+from nmoe.node.dispatcher import Cargo, Dispatcher, Hooks, fill
+from nmoe.node.events import Finish, InferArrived, Refuse
+from nmoe.node.messages import RefusalCode, TensorFormat
+from nmoe.node.plan import Routing
+from nmoe.node.protocol import Origin, Rules
+from nmoe.node.timers import Timers
+from nmoe.node.transport.base import Transport
+
+FORMATS = (TensorFormat.FLOAT32,)
+MAX_CALLS_WAITING = 4096
+
+
+class Answer(NamedTuple):
+    """What a call gets: outputs [rows, k, out], experts [rows, k], weights [rows, k]; and the mixture [rows, out] if it brought a gate."""
+
+    outputs: np.ndarray
+    experts: np.ndarray
+    weights: np.ndarray
+    mixed: np.ndarray | None
+
+
+Deliver = Callable[[Answer | Exception], None]
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Call:
+    """One caller's samples, with their scores or the gate that scores them; ``deliver`` is called once, on any thread."""
+
+    features: np.ndarray
+    scores: np.ndarray | None
+    gate: nn.Module | None
+    k: int
+    due_s: float
+    deliver: Deliver = lambda _: None
+
+
+class ExpertClient:
+    """Asks the experts of a mesh. Use as a context manager; it owns its transport.
+
+    Args:
+        transport: the door to the mesh.
+        experts: names of the experts, in the order of the gate's scores.
+        in_dim, out_dim: numbers per feature vector and per expert output.
+        formats: tensor formats that may be used, most precise first.
+        routing: what decides who is asked.
+        hedge: whether slow nodes are hedged.
+        max_flights, max_rows: messages under way at a time that calls share, and samples in one.
+        name: in requests and logs.
+        seed: of the choice between replicas.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        *,
+        experts: Sequence[str],
+        in_dim: int,
+        out_dim: int,
+        formats: Sequence[TensorFormat] = FORMATS,
+        routing: Routing = Routing.BOTH,
+        hedge: bool = True,
+        max_flights: int = 2,
+        max_rows: int = 512,
+        name: str = "client",
+        seed: int = 0,
+    ) -> None:
+        rules = Rules(
+            name=name,
+            experts=tuple(experts),
+            own=None,
+            k=1,
+            in_dim=in_dim,
+            out_dim=out_dim,
+            formats=tuple(formats),
+            routing=routing,
+            hedge=hedge,
+            max_rows=1 << 20,
+            max_requests=1024,
+        )
+        self.out_dim = out_dim
+        self.timers = Timers("nmoe-client-timers")
+        hooks = Hooks(
+            queue=lambda _: None,
+            run_own=lambda _flight, _cargo: None,
+            finished=self._finished,
+            refused=self._refused,
+            examine=lambda _peer, _reply, done: done(None),
+        )
+        self.dispatcher = Dispatcher(Origin(rules, random.Random(seed)), transport, self.timers, hooks)
+        self._transport = transport
+        self._numbers = itertools.count(1)
+        self._journeys: dict[int, list[Call]] = {}  # calls that travel together
+        self._coalescer: Coalescer[Call] = Coalescer(
+            self._launch, lambda call: len(call.features), max_flights=max_flights, max_rows=max_rows, max_waiting=MAX_CALLS_WAITING
+        )
+        self.timers.start()
+        self.dispatcher.watch()
+
+    def wait_for(self, experts: Sequence[str] | None = None, *, timeout_s: float = 5.0) -> None:
+        """Wait until experts can be asked: these, or all.
+
+        Raises:
+            MeshError: when some cannot be in time; the message names them.
+        """
+        origin = self.dispatcher.origin
+        wanted = origin.experts if experts is None else experts
+        until_s = time.monotonic() + timeout_s
+        while True:
+            with self.dispatcher.lock:
+                missing = [name for name in wanted if not origin.servers.get(origin.experts.index(name))]
+            if not missing:
+                return
+            if time.monotonic() > until_s:
+                raise MeshError(f"nobody serves {', '.join(missing)} after {timeout_s:g} s")
+            time.sleep(0.005)
+
+    def call(self, call: Call) -> Answer:
+        """Send a call off and wait for its answer.
+
+        Raises:
+            MeshError: when it got none.
+        """
+        done = threading.Lock()
+        done.acquire()
+        said: list[Answer | Exception] = []
+
+        def deliver(answer: Answer | Exception) -> None:
+            said.append(answer)
+            done.release()
+
+        call.deliver = deliver
+        self._submit(call)
+        done.acquire()
+        return _raised(said[0])
+
+    async def acall(self, call: Call) -> Answer:
+        """Do as ``call`` without blocking the event loop.
+
+        Raises:
+            MeshError: when it got none.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Answer | Exception] = loop.create_future()
+
+        def deliver(answer: Answer | Exception) -> None:
+            loop.call_soon_threadsafe(_settle, future, answer)
+
+        call.deliver = deliver
+        self._submit(call)
+        return _raised(await future)
+
+    def close(self) -> None:
+        """Leave the mesh; calls in progress end with an error."""
+        for call in self._coalescer.close():
+            call.deliver(MeshError("the client was closed"))
+        self.timers.close()
+        self.dispatcher.abandon(RefusalCode.FAILED, "the client was closed")
+        self._transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _submit(self, call: Call) -> None:
+        if not self._coalescer.submit(call):
+            call.deliver(MeshError("too many calls wait for the experts already"))
+
+    def _launch(self, calls: list[Call]) -> None:
+        first = calls[0]
+        alike = [call for call in calls if call.k == first.k and call.gate is first.gate]
+        if len(alike) < len(calls):  # those that ask differently travel apart
+            self._coalescer.borrow()
+            self._launch([call for call in calls if call.k != first.k or call.gate is not first.gate])
+        number = next(self._numbers)
+        self._journeys[number] = alike
+        features = first.features if len(alike) == 1 else np.concatenate([call.features for call in alike])
+        try:
+            scores = _scores(alike, features)
+        except Exception as error:  # noqa: BLE001  # whatever a caller's gate raises is its callers' to hear
+            self._land(number, error)
+            return
+        due_s = min(call.due_s for call in alike)
+        self.dispatcher.begin(InferArrived(number, len(features), due_s, first.k), scores, Cargo(features))
+
+    def _finished(self, finish: Finish, cargo: Cargo) -> None:
+        ((number, _),) = finish.requests
+        calls = self._journeys.pop(number)
+        self._coalescer.landed()
+        outputs = fill(finish, cargo, self.out_dim, None)
+        experts, weights = finish.experts, finish.weights
+        mixed = None if calls[0].gate is None else np.matmul(weights[:, None, :], outputs)[:, 0]  # y' = sum_i G(h)_i H_i(h)
+        if len(calls) == 1 and not finish.degraded:
+            calls[0].deliver(Answer(outputs, experts, weights, mixed))
+            return
+        start = 0
+        for call in calls:
+            rows = slice(start, start + len(call.features))
+            start = rows.stop
+            call.deliver(_answer(outputs[rows], experts[rows], weights[rows], None if mixed is None else mixed[rows]))
+
+    def _land(self, number: int, error: Exception) -> None:
+        calls = self._journeys.pop(number, None)
+        if calls is None:
+            return
+        self._coalescer.landed()
+        for call in calls:
+            call.deliver(error)
+
+    def _refused(self, effect: Refuse) -> None:
+        self._land(effect.request, MeshError(f"the experts could not be asked ({effect.code.value}): {effect.reason}"))
+
+
+def _scores(calls: Sequence[Call], features: np.ndarray) -> np.ndarray:
+    gate = calls[0].gate
+    if gate is not None:
+        with torch.inference_mode():
+            scores: np.ndarray = gate(torch.from_numpy(features)).numpy()
+        return scores
+    given = [call.scores for call in calls if call.scores is not None]
+    return given[0] if len(given) == 1 else np.concatenate(given)
+
+
+def _answer(outputs: np.ndarray, experts: np.ndarray, weights: np.ndarray, mixed: np.ndarray | None) -> Answer | Exception:
+    nobody = int((experts < 0).all(axis=1).sum())
+    if nobody:
+        return MeshError(f"no expert answered in time for {nobody} of {len(experts)} samples")
+    return Answer(outputs, experts, weights, mixed)
+
+
+def _raised(said: Answer | Exception) -> Answer:
+    if isinstance(said, Exception):
+        raise said
+    return said
+
+
+def _settle(future: "asyncio.Future[Any]", answer: object) -> None:
+    if not future.done():  # the caller may have given up
+        future.set_result(answer)
