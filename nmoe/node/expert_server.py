@@ -29,7 +29,8 @@ from nmoe.node.messages import (
 )
 from nmoe.node.transport.base import Respond, Service, Transport
 
-SMALL_ROWS = 64  # up to here a request is computed in one piece
+SMALL_ROWS = 64  # up to here a request is computed in one piece, unless a worker is free besides
+WORTH_ROWS = 16  # from here on it is worth waking another worker
 MAX_OLD_BANKS = 2
 
 
@@ -84,6 +85,7 @@ class ExpertServer:
         transport: Transport,
         submit: Callable[[Job[ExpertWork | Task]], str | None],
         queue_rows: Callable[[], int],
+        workers: int,
         gradients: bool,
         malformed: Callable[[str], None],
     ) -> None:
@@ -98,6 +100,7 @@ class ExpertServer:
         self._transport = transport
         self._submit = submit
         self._queue_rows = queue_rows
+        self._workers = workers
         self._malformed = malformed
 
     def serve(self) -> None:
@@ -138,15 +141,14 @@ class ExpertServer:
             respond(encode(refusal(RefusalCode.LEAVING, f"{self.name} is leaving", request=request.request)))
             return
         parts = [(rows.expert, _gather(request.features, rows.rows)) for rows in request.experts]
-        pairs = sum(len(rows) for _, rows in parts)
-        pieces = [list(range(len(parts)))] if pairs <= SMALL_ROWS or len(parts) == 1 else [[number] for number in range(len(parts))]
+        pieces = self._pieces([len(rows) for _, rows in parts])
         self.in_progress += 1
         call = _Call(request, respond, arrived_s, len(pieces), [None] * len(parts))
         for number, piece in enumerate(pieces):
             done = self._piece_done(call, piece)
             work = ExpertWork(bank, [parts[index] for index in piece], done, arrived_s)
             rows = sum(len(part) for _, part in work.parts)
-            key = (id(bank), parts[piece[0]][0] if len(pieces) > 1 else None)
+            key = (id(bank), parts[piece[0]][0] if len(piece) == 1 < len(pieces) else None)
             job: Job[ExpertWork | Task] = Job(Line.EXPERT, key, rows, len(data), arrived_s + request.deadline_s, work, admitted=number > 0)
             refused = self._submit(job)
             if refused is not None:
@@ -154,6 +156,24 @@ class ExpertServer:
                 self.in_progress -= 1
                 respond(encode(said))
                 return
+
+    def _pieces(self, counts: Sequence[int]) -> list[list[int]]:
+        """Divide a request's experts, given by their rows, among jobs: one while it is small, or others wait; else what keeps workers busy."""
+        everything = list(range(len(counts)))
+        total = sum(counts)
+        if len(counts) == 1 or self._workers == 1 or total < WORTH_ROWS:
+            return [everything]
+        if total > SMALL_ROWS:
+            return [[number] for number in everything]
+        if self._queue_rows():
+            return [everything]
+        pieces: list[list[int]] = [[] for _ in range(min(self._workers, len(counts)))]
+        loads = [0] * len(pieces)
+        for number in sorted(everything, key=counts.__getitem__, reverse=True):  # the longest first, to whoever has least
+            least = loads.index(min(loads))
+            pieces[least].append(number)
+            loads[least] += counts[number]
+        return pieces
 
     def _read(self, data: bytes, kind: type[ExpertRequest]) -> ExpertRequest:
         request = decode_as(data, kind)

@@ -148,6 +148,7 @@ class NodeRunner(NodeService):
             transport=transport,
             submit=self._workers.submit,
             queue_rows=self._workers.queue_rows,
+            workers=options.workers,
             gradients=options.gradients,
             malformed=self._count_malformed,
         )

@@ -61,7 +61,8 @@ def card(**changes: object) -> ExpertCard:
     """Return a card, with changes."""
     values: dict[str, object] = {
         "node": "node-1", "version": "abcd", "experts": ("node-1", "spare"), "classes": (3, 1), "class_list": "digits", "num_classes": 10,
-        "draining": False, "in_dim": 4, "out_dim": 10, "formats": tuple(TensorFormat), "max_rows": 256, "rows_per_s": 1e4, "gradients": True,
+        "draining": False, "in_dim": 4, "out_dim": 10, "formats": tuple(TensorFormat), "max_rows": 256, "rows_per_s": 1e4,
+        "gradients": True,
     }  # fmt: skip
     return ExpertCard(**(values | changes))
 

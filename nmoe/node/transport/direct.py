@@ -27,6 +27,7 @@ from nmoe.node.transport.base import Service
 HEADER = struct.Struct("<IQB")
 GREETING = b"NMOE direct 1 "
 BUFFER_BYTES = 1 << 18
+LARGE_BYTES = 1 << 15
 HANDSHAKE_S, STUCK_S = 2.0, 2.0
 MAX_SHAKING = 64  # connections that have not yet said who they are
 SERVICES = tuple(Service)
@@ -71,12 +72,17 @@ class Stream:
 
     def send(self, number: int, service: int, payload: bytes) -> bool:
         """Send a frame; False when the stream is closed. Never waits."""
-        data = memoryview(HEADER.pack(len(payload), number, service) + payload)
+        head = HEADER.pack(len(payload), number, service)
         with self._lock:
             if not self.open:
                 return False
-            if not self._left:
-                data = data[self._write(data) :]
+            if self._tls or len(payload) < LARGE_BYTES:
+                data = memoryview(head + payload)
+                if not self._left:
+                    data = data[self._write(data) :]
+            else:  # worth not copying
+                sent = 0 if self._left else self._write_both(head, payload)
+                data = memoryview(head[sent:] + payload) if sent < HEADER.size else memoryview(payload)[sent - HEADER.size :]
             if not data or not self.open:
                 return self.open
             if not self._left:
@@ -89,6 +95,15 @@ class Stream:
         try:
             return self.sock.send(data)
         except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            return 0
+        except OSError:
+            self.open = False
+            return 0
+
+    def _write_both(self, head: bytes, payload: bytes) -> int:
+        try:
+            return self.sock.sendmsg((head, payload))
+        except BlockingIOError:
             return 0
         except OSError:
             self.open = False

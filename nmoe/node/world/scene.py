@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -169,6 +170,22 @@ def ring(nodes: int, *, neighbours: int, replicas: int) -> Layout:
     return Layout(names, tuple(f"e{node // replicas}" for node in range(nodes)), tuple(experts), tuple(peers))
 
 
+class Gates(Protocol):
+    """What the nodes' gates say."""
+
+    def scores(self, node: int, request: int) -> np.ndarray:
+        """Return a request's scores [rows, experts] by a node's gate."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """The load: arrival times in rising order, and for each a number in [0, 1) that picks one of the nodes that are there."""
+
+    times_s: Sequence[float]
+    picks: Sequence[float]
+
+
 class GateTable:
     """Synthetic gates: scores drawn once, row by row in turn; logits of standard deviation ``sharpness``.
 
@@ -184,4 +201,5 @@ class GateTable:
 
     def scores(self, node: int, request: int) -> np.ndarray:
         """Return one sample's scores [1, experts]."""
-        return self._rows[(request * 2654435761 + node) % len(self._rows)]
+        row: np.ndarray = self._rows[(request * 2654435761 + node) % len(self._rows)]
+        return row

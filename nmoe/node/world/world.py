@@ -8,15 +8,13 @@ do not slow each other, and a lost message is lost, where the wire's transport w
 import gc
 import itertools
 import math
-import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from nmoe.core.seeds import derive_seed, numpy_generator
-from nmoe.node.batcher import Batch, Batcher, Job, Line
+from nmoe.core.seeds import numpy_generator
+from nmoe.node.batcher import Batch, Job, Line
 from nmoe.node.events import (
     ComputeFailed,
     Effect,
@@ -38,35 +36,19 @@ from nmoe.node.events import (
     SetTimer,
     TimerFired,
 )
-from nmoe.node.messages import ExpertCard, RefusalCode, TensorFormat
+from nmoe.node.messages import RefusalCode, TensorFormat
 from nmoe.node.plan import ITEM_BYTES, OVERHEAD_BYTES
-from nmoe.node.protocol import Origin, Rules
+from nmoe.node.world.cast import Cast
 from nmoe.node.world.clock import Clock, Node
 from nmoe.node.world.membership import Membership
 from nmoe.node.world.network import Network
 from nmoe.node.world.recording import Step
-from nmoe.node.world.scene import Layout, Service, WorldOptions
+from nmoe.node.world.scene import Gates, Layout, Offered, Service, WorldOptions
 from nmoe.node.world.tally import Outcome, Tally
 
 ANSWER_MARGIN_S = 0.05  # as in runner.py, which imports torch
 DRAWS = 1 << 16  # of each kind, used in turn
 REFUSAL_BYTES = 96
-
-
-class Gates(Protocol):
-    """What the nodes' gates say."""
-
-    def scores(self, node: int, request: int) -> np.ndarray:
-        """Return a request's scores [rows, experts] by a node's gate."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Offered:
-    """The load: arrival times in rising order, and for each a number in [0, 1) that picks one of the nodes that are there."""
-
-    times_s: Sequence[float]
-    picks: Sequence[float]
 
 
 class _Message:
@@ -90,11 +72,12 @@ class World:
         network: how long messages take.
         gates: what the gates say.
         seed: of every draw.
-        wrap: stands between a node and its origin's ``step``; for recording.
+        wrap: see ``Cast``; for recording.
         finished: told of every answer, with the node's number.
 
     Attributes:
         clock: the time.
+        cast: the nodes in their lives.
         members: who is there.
     """
 
@@ -106,31 +89,29 @@ class World:
         gates: Gates,
         *,
         seed: int,
-        wrap: Callable[[int, Step], Step] | None = None,
+        wrap: Callable[[int, int, Step], Step] | None = None,
         finished: Callable[[int, Finish], None] | None = None,
     ) -> None:
-        self.options, self.layout, self.network, self.gates, self.seed = options, layout, network, gates, seed
-        self._wrap, self._finished = wrap, finished
+        self.options, self.layout, self.network, self.gates = options, layout, network, gates
+        self._finished = finished
         self.tally = Tally(0, options.deadline_s)
         self._offered_s: Sequence[float] = ()
         self._flights = itertools.count(1)
-        self._lives = itertools.count()
         generator = numpy_generator(seed, "world")
-        self._paces: list[float] = generator.lognormal(0, options.speed_spread, len(layout.names)).tolist()
         self._tail: Callable[[], float] = itertools.cycle(options.tail.multipliers(generator, DRAWS).tolist()).__next__
         jitter = generator.lognormal(-(options.jitter**2) / 2, options.jitter, DRAWS + 1)  # one more: the cycles shift against each other
         self._jitter: Callable[[], float] = itertools.cycle(jitter.tolist()).__next__
         self._chance: Callable[[], float] = itertools.cycle(generator.random(DRAWS + 3).tolist()).__next__
-        self._cards = [self._card(index, draining=False) for index in range(len(layout.names))]
+        self.cast = Cast(options, layout, network, seed=seed, wrap=wrap)
         self.clock = Clock(self._lost)
         self.members = Membership(
             self.clock,
             layout,
-            make=self._make,
+            make=self.cast.node,
             delay=self._delay,
             happen=self._happen,
             retired=self._retire,
-            card=lambda index, draining: self._card(index, draining=True) if draining else self._cards[index],
+            card=self.cast.card,
             lease_s=options.lease_s,
         )
         self._rare: dict[type, Callable[[Node, Any], None]] = {
@@ -163,60 +144,6 @@ class World:
         return self.tally
 
     # Nodes
-
-    def rules(self, index: int) -> Rules:
-        """Return what a node decides by."""
-        options, experts = self.options, self.layout.experts[index]
-        return Rules(
-            name=self.layout.names[index],
-            experts=experts,
-            own=experts.index(self.layout.serves[index]),
-            k=min(options.k, len(experts)),
-            in_dim=options.in_dim,
-            out_dim=options.out_dim,
-            max_requests=options.max_requests,
-            max_rows=2 * options.max_rows,
-            routing=options.routing,
-            formats=options.formats,
-            hedge=options.hedge,
-        )
-
-    def draw(self, index: int, life: int) -> random.Random:
-        """Return a generator as a node's origin gets it at the start of a life; lives count over all nodes."""
-        return random.Random(derive_seed(self.seed, "origin", index, life))
-
-    def _make(self, index: int) -> Node:
-        options, network = self.options, self.network
-        origin = Origin(self.rules(index), self.draw(index, next(self._lives)))
-        return Node(
-            index=index,
-            name=self.layout.names[index],
-            origin=origin,
-            step=origin.step if self._wrap is None else self._wrap(index, origin.step),
-            batcher=Batcher(workers=options.workers, max_rows=options.max_rows, max_linger_s=options.max_linger_s),
-            row=network.place[index] * network.places,
-            place=network.place[index],
-            pace=self._paces[index],
-            byte_s=network.byte_s[index],
-            loss=0.0,
-        )
-
-    def _card(self, index: int, *, draining: bool) -> ExpertCard:
-        return ExpertCard(
-            node=self.layout.names[index],
-            version="1",
-            experts=(self.layout.serves[index],),
-            classes=(),
-            class_list="",
-            num_classes=self.options.out_dim,
-            in_dim=self.options.in_dim,
-            out_dim=self.options.out_dim,
-            formats=self.options.formats,
-            max_rows=self.options.max_rows,
-            rows_per_s=0.0,
-            gradients=False,
-            draining=draining,
-        )
 
     def _retire(self, node: Node) -> None:
         """Keep what a node has counted."""

@@ -17,7 +17,7 @@ from nmoe.node import (
     free_ports,
     keep_memory,
 )
-from nmoe.recipes.bench_mesh.base import System
+from nmoe.recipes.bench_mesh.base import SyncSystem
 from nmoe.recipes.bench_mesh.ffn import NUM_CHOSEN, NUM_EXPERTS, Gate, make_experts
 from nmoe.recipes.bench_mesh.processes import Child, stdin_closed
 
@@ -27,7 +27,7 @@ WORKERS = 2
 NAMES = tuple(f"ffn-{number}" for number in range(NUM_EXPERTS))
 
 
-class NmoeSystem(System):
+class NmoeSystem(SyncSystem):
     """Gate, plan, deadlines, accounting and shared flights at the caller; micro-batches and two workers at the experts."""
 
     name = "nmoe"
@@ -58,6 +58,10 @@ class NmoeSystem(System):
     async def moe(self, x: Tensor) -> Tensor:
         with torch.inference_mode():
             return await self._mixture.ask(x)
+
+    def call(self, x: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return self._mixture.forward(x)
 
     def server_pids(self) -> list[int]:
         return self._child.pids
