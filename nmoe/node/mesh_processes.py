@@ -41,6 +41,8 @@ class MeshProcesses:
     Args:
         bundles: bundle folders of one mesh.
         mesh: its name; None for one that no other mesh on this machine has.
+        http: address of the first node's HTTP, such as ``127.0.0.1:8080``; the others count the port up, port 0 is any. None for no HTTP.
+        options: further options of ``nmoe node``.
         command: the command line that serves bundles, from bundles, mesh and endpoints.
         start_timeout_s: until when all nodes must see each other.
 
@@ -58,7 +60,14 @@ class MeshProcesses:
     """
 
     def __init__(
-        self, bundles: Sequence[Path], *, mesh: str | None = None, command: Command | None = None, start_timeout_s: float = 60.0
+        self,
+        bundles: Sequence[Path],
+        *,
+        mesh: str | None = None,
+        http: str | None = None,
+        options: Sequence[str] = (),
+        command: Command | None = None,
+        start_timeout_s: float = 60.0,
     ) -> None:
         self.cards = check_together(bundles)
         self.mesh = f"local-{os.getpid()}-{time.monotonic_ns() % 10**6}" if mesh is None else mesh
@@ -68,6 +77,7 @@ class MeshProcesses:
         self.said: dict[str, str] = {}
         self._bundles = tuple(bundles)
         self._command = serve_command if command is None else command
+        self._options = [*options, *(() if http is None else ("--http", http))]
         self._start_timeout_s = start_timeout_s
         self._changed = threading.Condition()  # guards nodes, ended and _strange until all nodes are ready
         self._strange: str | None = None  # a line of output that is not one of a node
@@ -101,6 +111,17 @@ class MeshProcesses:
         """Say whether a node's process exists; a frozen one does."""
         with self._changed:
             return name in self.nodes and name not in self.ended
+
+    def await_http(self, name: str, *, timeout_s: float = 30.0) -> str:
+        """Return the address of a node's HTTP, as soon as it serves.
+
+        Raises:
+            MeshError: when it does not in time.
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: name in self.http or name in self.ended, timeout_s) or name not in self.http:
+                raise MeshError(f"node {name} does not serve HTTP")
+            return self.http[name]
 
     def kill(self, name: str) -> None:
         """End one node at once, as by kill -9.
@@ -159,7 +180,7 @@ class MeshProcesses:
         self.ended = {}
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed by stop; a pipe nobody reads could fill and stop a node
         self._process = subprocess.Popen(
-            self._command(self._bundles, self.mesh, endpoints),
+            [*self._command(self._bundles, self.mesh, endpoints), *self._options],
             stdin=subprocess.PIPE,  # held open by us: ends when we do
             stdout=subprocess.PIPE,
             stderr=self._errors,

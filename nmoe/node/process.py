@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,9 +16,10 @@ from nmoe.core.bundle import read_bundle
 from nmoe.core.errors import MeshError
 from nmoe.node.bank import keep_memory
 from nmoe.node.members import read_members, read_routers
+from nmoe.node.messages import TensorFormat
 from nmoe.node.runner import NodeOptions, NodeRunner
 from nmoe.node.transport.config import Mode, TlsFiles, ZenohSettings
-from nmoe.node.transport.zenoh import ZenohTransport, tap_log
+from nmoe.node.transport.zenoh import ZenohTransport, open_router, tap_log
 
 GRACE_S = 2.0  # between asking a process to end at once and ending it; our choice
 
@@ -193,6 +194,82 @@ def _check_certificate(settings: NodeSettings, name: str) -> None:
     from nmoe.node.keys import check_certificate
 
     check_certificate(settings.tls, name, now=dt.datetime.now(dt.UTC), members=settings.members)
+
+
+def formats_of(word: str) -> tuple[TensorFormat, ...]:
+    """Return the tensor formats that a word allows: ``auto`` for all, most precise first, or the name of one.
+
+    Raises:
+        ValueError: when it is neither.
+    """
+    if word == "auto":
+        return tuple(TensorFormat)
+    if word not in list(TensorFormat):
+        raise ValueError(f"format must be auto, {', '.join(TensorFormat)}, got {word!r}")
+    return (TensorFormat(word),)
+
+
+def core_list(text: str) -> tuple[int, ...]:
+    """Return the cores in a list such as ``0,2-3``.
+
+    Raises:
+        ValueError: when it is not such a list, or names a core that this process may not use.
+    """
+    cores: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise ValueError(f"a list of cores looks like 0,2-3, got {text!r}")
+        cores |= set(range(int(first), int(last or first) + 1))
+    usable = os.sched_getaffinity(0)
+    if not cores <= usable:
+        raise ValueError(f"cores must be among {', '.join(map(str, sorted(usable)))}, got {text!r}")
+    return tuple(sorted(cores))
+
+
+def run_router(
+    *,
+    listen: Sequence[str],
+    seeds: Sequence[str],
+    mesh: str | None,
+    tls: TlsFiles | None,
+    members: Path | None,
+    sites: Sequence[str],
+    insecure: bool,
+) -> None:
+    """Pass messages on between sites until SIGINT or SIGTERM; blocks. Must run on the main thread.
+
+    Args:
+        listen: own endpoints.
+        seeds: endpoints of other routers.
+        mesh: name of the mesh; needed with ``members``.
+        tls: the files of mutual TLS.
+        members: the list of members, or None.
+        sites: between which it passes on by itself; none where each site has a router.
+        insecure: allow plain tcp beyond this machine.
+
+    Raises:
+        ValueError: when a name or endpoint is malformed or not allowed.
+        MeshError: when an endpoint cannot be listened on.
+    """
+    settings = ZenohSettings(
+        mesh=mesh,
+        mode=Mode.ROUTER,
+        listen=tuple(listen),
+        seeds=tuple(seeds),
+        insecure=insecure,
+        tls=tls,
+        members=None if members is None else read_members(members),
+        routers=frozenset() if members is None else read_routers(members),
+        sites=tuple(sites),
+    )
+    signals = Signals()
+    close = open_router(settings)
+    print_line(f"router {' '.join(listen)} {os.getpid()}")
+    while not signals.stop:
+        signals.changed.wait()
+        signals.changed.clear()
+    close()
 
 
 def free_ports(count: int) -> list[int]:

@@ -56,6 +56,12 @@ from nmoe.node.messages import ExpertCard, RefusalCode, TensorFormat
 from nmoe.node.plan import Routing
 from nmoe.node.reach import Reach
 
+_WAITING, _ANSWERED, _STANDBY, _CHOSEN = (
+    State.WAITING,
+    State.ANSWERED,
+    Role.STANDBY,
+    Role.CHOSEN,
+)  # in Python 3.11 finding a member takes ten times as long as finding a name
 HEDGE_SHARE, MAX_HEDGE_CREDIT = 0.1, 10.0
 EARLY_S = 1e-4  # timers this close to now are taken as due
 
@@ -170,7 +176,7 @@ class Origin:
         effects: list[Effect] = []
         for flight in list(self.flights.values()):
             for dispatch in flight.dispatches:
-                if dispatch.peer == event.peer and dispatch.state is State.WAITING:
+                if dispatch.peer == event.peer and dispatch.state is _WAITING:
                     effects += self._fail(flight, dispatch, Failure.GONE, 0, now_s)
                     break  # a peer is asked once about a flight
         return effects
@@ -233,7 +239,7 @@ class Origin:
             for group in groups:
                 self.chosen_rows[group.expert] = self.chosen_rows.get(group.expert, 0) + len(group.rows)
             if peer is not None:
-                effects.append(self._dispatch(flight, peer, tuple(groups), Role.CHOSEN, now_s))
+                effects.append(self._dispatch(flight, peer, tuple(groups), _CHOSEN, now_s))
         self._hedge_credit = min(MAX_HEDGE_CREDIT, self._hedge_credit + HEDGE_SHARE * len(effects))
         if self.rules.own is not None:
             effects.append(RunOwn(flight.number))
@@ -245,7 +251,7 @@ class Origin:
         dispatch = Dispatch(len(flight.dispatches), peer, groups, role, now_s)
         flight.dispatches.append(dispatch)
         flight.asked.add(peer)
-        flight.waiting += role is not Role.STANDBY
+        flight.waiting += role is not _STANDBY
         send = self.reach.send(flight, dispatch, now_s)
         self.links[peer].sent(dispatch.rows, send.format)
         return send
@@ -270,7 +276,7 @@ class Origin:
         if flight is None:
             return []
         dispatch = flight.dispatches[event.dispatch]
-        if dispatch.state is not State.WAITING:
+        if dispatch.state is not _WAITING:
             return []
         link = self.links[dispatch.peer]
         link.answered_in(
@@ -284,13 +290,13 @@ class Origin:
         )
         link.bytes_received += event.bytes_received
         link.draining = event.draining
-        dispatch.state = State.ANSWERED
+        dispatch.state = _ANSWERED
         for group in dispatch.groups:
             self.answered_rows[group.expert] = self.answered_rows.get(group.expert, 0) + len(group.rows)
-        flight.waiting -= dispatch.role is not Role.STANDBY
+        flight.waiting -= dispatch.role is not _STANDBY
         if dispatch.twin is not None:  # the same rows went to a node with the same expert: the first answer counts
             twin = flight.dispatches[dispatch.twin]
-            if twin.state is State.WAITING:
+            if twin.state is _WAITING:
                 twin.state = State.OVERTAKEN
                 flight.waiting -= 1
                 self.links[twin.peer].rows_in_flight -= twin.rows
@@ -298,23 +304,23 @@ class Origin:
 
     def _peer_failed(self, event: PeerFailed, now_s: float) -> list[Effect]:
         flight = self.flights.get(event.flight)
-        if flight is None or flight.dispatches[event.dispatch].state is not State.WAITING:
+        if flight is None or flight.dispatches[event.dispatch].state is not _WAITING:
             return []
         return self._fail(flight, flight.dispatches[event.dispatch], event.why, event.queue_rows, now_s)
 
     def _fail(self, flight: Flight, dispatch: Dispatch, why: Failure, queue_rows: int, now_s: float) -> list[Effect]:
         dispatch.state = State.FAILED
-        flight.waiting -= dispatch.role is not Role.STANDBY
+        flight.waiting -= dispatch.role is not _STANDBY
         effects = self._link_failed(dispatch, why, queue_rows, now_s)
         twin = None if dispatch.twin is None else flight.dispatches[dispatch.twin]
         if flight.number not in self.flights:
             return effects
-        if dispatch.role in (Role.CHOSEN, Role.REPLICA) and (twin is None or twin.state is State.FAILED) and now_s < flight.deadline_s:
+        if dispatch.role in (_CHOSEN, Role.REPLICA) and (twin is None or twin.state is State.FAILED) and now_s < flight.deadline_s:
             for peer, groups, same in self.reach.instead(flight, dispatch, now_s):
                 if peer is None:
                     flight.own_fill += groups
                 else:
-                    effects.append(self._dispatch(flight, peer, groups, Role.CHOSEN if same else Role.SUBSTITUTE, now_s))
+                    effects.append(self._dispatch(flight, peer, groups, _CHOSEN if same else Role.SUBSTITUTE, now_s))
         return effects + self._progress(flight)
 
     def _link_failed(self, dispatch: Dispatch, why: Failure, queue_rows: int, now_s: float) -> list[Effect]:
@@ -339,7 +345,7 @@ class Origin:
             return [self._refuse(request, RefusalCode.LATE, reason)]
         effects: list[Effect] = []
         for dispatch in flight.dispatches:
-            if dispatch.state is State.WAITING:
+            if dispatch.state is _WAITING:
                 dispatch.state = State.FAILED
                 effects += self._link_failed(dispatch, Failure.TIMEOUT, 0, now_s)
         return [self._finish(flight), *effects]
@@ -347,7 +353,7 @@ class Origin:
     def _hedge(self, flight: Flight, now_s: float) -> list[Effect]:
         effects: list[Effect] = []
         for dispatch in list(flight.dispatches):
-            due = dispatch.state is State.WAITING and dispatch.hedge_at_s is not None and dispatch.hedge_at_s <= now_s + EARLY_S
+            due = dispatch.state is _WAITING and dispatch.hedge_at_s is not None and dispatch.hedge_at_s <= now_s + EARLY_S
             if not due:
                 continue
             dispatch.hedge_at_s = None
@@ -359,7 +365,7 @@ class Origin:
                     continue
                 self._hedge_credit -= 1
                 self.links[peer].hedged += 1
-                effects.append(self._dispatch(flight, peer, groups, Role.REPLICA if same else Role.STANDBY, now_s))
+                effects.append(self._dispatch(flight, peer, groups, Role.REPLICA if same else _STANDBY, now_s))
                 if same:
                     dispatch.twin, flight.dispatches[-1].twin = len(flight.dispatches) - 1, dispatch.index
         return effects + self._next_timer(flight, now_s)
@@ -368,9 +374,7 @@ class Origin:
         """Have a timer at the next hedge; the deadlines have theirs."""
         if not self.rules.hedge:
             return []
-        times = [
-            dispatch.hedge_at_s for dispatch in flight.dispatches if dispatch.hedge_at_s is not None and dispatch.state is State.WAITING
-        ]
+        times = [dispatch.hedge_at_s for dispatch in flight.dispatches if dispatch.hedge_at_s is not None and dispatch.state is _WAITING]
         if not times or min(times) >= flight.deadline_s:
             return []
         return [SetTimer(flight.open_requests[0].number, max(min(times), now_s))]
@@ -401,7 +405,7 @@ class Origin:
     def _finish(self, flight: Flight) -> Effect:
         del self.flights[flight.number]
         for dispatch in flight.dispatches:  # standbys nobody waits for any more
-            if dispatch.state is State.WAITING:
+            if dispatch.state is _WAITING:
                 self.links[dispatch.peer].rows_in_flight -= dispatch.rows
         for request in flight.open_requests:
             self._forget(request)
@@ -415,7 +419,7 @@ class Origin:
             if not flight.open_requests:
                 del self.flights[flight.number]
                 for dispatch in flight.dispatches:
-                    if dispatch.state is State.WAITING:
+                    if dispatch.state is _WAITING:
                         self.links[dispatch.peer].rows_in_flight -= dispatch.rows
         return Refuse(request.number, code, reason)
 

@@ -18,7 +18,7 @@ MAX_DEADLINE_S = 3600.0
 FIND_S = 5.0  # how long to wait for the first node of a mesh
 
 
-def run_mesh(run: Path, *, mesh: str, say: Callable[[str], None]) -> None:
+def run_mesh(run: Path, *, mesh: str, say: Callable[[str], None], http: str | None = None) -> None:
     """Start one process per bundle of a run, say where they listen, and wait until interrupted or until none is left.
 
     A node that ends, as by kill, is named; the others go on without it.
@@ -26,9 +26,10 @@ def run_mesh(run: Path, *, mesh: str, say: Callable[[str], None]) -> None:
     Raises:
         MeshError: when the mesh does not come up, or no node is left.
     """
-    with MeshProcesses(bundle_folders(run), mesh=mesh) as processes:
+    with MeshProcesses(bundle_folders(run), mesh=mesh, http=http) as processes:
         for node, card in zip(processes.nodes.values(), processes.cards, strict=True):
-            say(f"{node.name}  {node.endpoint}  pid {node.pid}  classes {', '.join(map(str, card.classes_seen))}")
+            address = f"  {processes.await_http(node.name)}" if http else ""
+            say(f"{node.name}  {node.endpoint}  pid {node.pid}  classes {', '.join(map(str, card.classes_seen))}{address}")
         first = next(iter(processes.nodes.values()))
         say(f"mesh {mesh} is up: try nmoe infer --mesh {mesh} --connect {first.endpoint}; Ctrl-C ends it")
         left = list(processes.nodes)

@@ -1,8 +1,8 @@
 """World: carries out in virtual time what the runner, the dispatcher, the workers and the expert server carry out over a network.
 
-What decides is the same: one ``Origin`` and one ``Batcher`` per node. What is modelled: message delays (a measured round-trip matrix, jitter,
-the thinner line's goodput), losses, computing times, nodes that vanish, freeze, leave and return. What is not: messages that share a line
-do not slow each other, and a lost message is lost, where the wire's transport would send it again, later.
+What decides is the same: one ``Origin`` and one ``Batcher`` per node. What is modelled: delays of messages (a measured round-trip matrix,
+jitter, the goodput of the thinner line), losses, computing times, nodes that vanish, freeze, leave and return. What is not: messages that
+share a line do not slow each other, and a lost message is lost, where the transport of the wire would send it again, later.
 """
 
 import gc
@@ -49,6 +49,7 @@ from nmoe.node.world.tally import Outcome, Tally
 ANSWER_MARGIN_S = 0.05  # as in runner.py, which imports torch
 DRAWS = 1 << 16  # of each kind, used in turn
 REFUSAL_BYTES = 96
+_INFER, _EXPERT, _INT8 = Line.INFER, Line.EXPERT, TensorFormat.INT8
 
 
 class _Message:
@@ -220,7 +221,7 @@ class World:
     def _queue(self, node: Node, number: int) -> None:
         now_s, due_s = self.clock.now_s, node.origin.requests[number].deadline_s
         rows = len(node.open[number])
-        job = Job(Line.INFER, math.frexp(max(1e-3, due_s - now_s))[1], rows, rows, due_s, number)
+        job = Job(_INFER, math.frexp(max(1e-3, due_s - now_s))[1], rows, rows, due_s, number)
         refused = node.batcher.offer(job, now_s)
         if refused is not None:
             self._happen(node, ComputeFailed((number,), f"{node.name}: {refused}", RefusalCode.BUSY))
@@ -238,7 +239,7 @@ class World:
                 node.free -= 1
                 clock.later(clock.now_s + batch, self._lingered, node, None)
                 return
-            if batch.line is Line.INFER:
+            if batch.line is _INFER:
                 self._score(node, batch)
             else:
                 self._compute(node, batch)
@@ -321,11 +322,11 @@ class World:
         self._travel(node, self.members.node(send.peer), self._size(unique, self.options.in_dim, send.format), self._asked, message)
 
     def _size(self, rows: int, width: int, form: TensorFormat) -> int:
-        return OVERHEAD_BYTES // 2 + rows * width * ITEM_BYTES[form] + (4 * rows if form is TensorFormat.INT8 else 0)
+        return OVERHEAD_BYTES // 2 + rows * width * ITEM_BYTES[form] + (4 * rows if form is _INT8 else 0)
 
     def _asked(self, node: Node, message: _Message) -> None:
         now_s, send = self.clock.now_s, message.send
-        job = Job(Line.EXPERT, None, message.rows, message.rows, now_s + send.deadline_s - message.sent_s, message)
+        job = Job(_EXPERT, None, message.rows, message.rows, now_s + send.deadline_s - message.sent_s, message)
         if node.batcher.offer(job, now_s) is not None:
             self._decline(node, message, Failure.BUSY)
         elif node.free:

@@ -1,0 +1,43 @@
+"""``nmoe bench``: nmoe beside its peers."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+bench = typer.Typer(help="Measure nmoe beside its peers.", no_args_is_help=True, rich_markup_mode="rich")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print name, machine and rows as JSON.")]
+
+
+@bench.command()
+def federate(
+    as_json: AsJson = False,
+    rounds: Annotated[int, typer.Option(help="Rounds measured per case and system.")] = 30,
+) -> None:
+    """Time a round of the in-process grid, of Flower's Ray simulation and of a bare loop over the same local step."""
+    from nmoe.recipes.bench_federate import bench_federate as measure
+
+    measure(rounds=rounds, as_json=as_json, say=typer.echo)
+
+
+@bench.command()
+def mesh(
+    as_json: AsJson = False,
+    peer: Annotated[Path | None, typer.Option(help="A Python in which hivemind is installed, to measure it too.", metavar="PYTHON")] = None,
+    turns: Annotated[int, typer.Option(help="Rounds per case and system.")] = 4,
+    seconds: Annotated[float, typer.Option(help="Length of a round.")] = 1.0,
+    hidden: Annotated[list[int] | None, typer.Option(help="Width of the experts; repeat for more (256 and 512 if not given).")] = None,
+) -> None:
+    """Time a call of a mixture, top 2 of 4 remote experts, beside the module alone, raw TCP, gRPC, Ray Serve and hivemind."""
+    from nmoe.recipes.bench_mesh.measure import HIDDEN, bench_mesh
+
+    bench_mesh(
+        peer=peer,
+        as_json=as_json,
+        say=typer.echo,
+        note=lambda line: typer.echo(line, err=True),
+        turns=turns,
+        seconds=seconds,
+        hidden=hidden or HIDDEN,
+    )
