@@ -93,6 +93,10 @@ class Batcher(Generic[Item]):
         self._expert: _Queue[Item] = _Queue()
         self.lines = {_INFER: self._infer, _EXPERT: self._expert}  # hashing a Line is slow: not used on the way
 
+    def waiting_rows(self) -> int:
+        """Return the expert rows that wait."""
+        return self._expert.rows
+
     def queue_rows(self, line: Line = _EXPERT) -> int:
         """Return the rows that wait or are being computed."""
         queue = self._expert if line is _EXPERT else self._infer

@@ -238,7 +238,7 @@ class MeshProcesses:
         neighbours = {card.node: set(card.neighbours) - {card.node} for card in self.cards}
         for name in names:
             wanted = neighbours[name] & set(names)
-            while not wanted <= {link.peer for link in self.client.status(name).links if link.state == "up" and link.experts}:
+            while not wanted <= {link.peer for link in self.client.status(name).view.links if link.state == "up" and link.experts}:
                 if time.monotonic() > until_s:
                     raise MeshError(f"node {name} did not see all its neighbours within {self._start_timeout_s:g} s")
                 time.sleep(0.02)

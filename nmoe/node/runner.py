@@ -26,7 +26,7 @@ from nmoe.moe.layer import combine
 from nmoe.node.answers import Answered, Answers, Asked, Done, RequestLog
 from nmoe.node.bank import NodeCompute
 from nmoe.node.batcher import Batch, Batcher, Job, Line
-from nmoe.node.dispatcher import Cargo, Dispatcher, Hooks, fill
+from nmoe.node.dispatcher import Cargo, Dispatcher, Hooks, all_finite, fill
 from nmoe.node.events import ComputeFailed, Finish, InferArrived, OwnAnswered, Refuse
 from nmoe.node.expert_server import ExpertServer
 from nmoe.node.messages import (
@@ -354,6 +354,8 @@ class NodeRunner(NodeService):
         try:
             images = found[0][1].images if len(found) == 1 else torch.cat([asked.images for _, asked in found])
             features = self._compute.features(images)
+            if not all_finite(features.numpy()):
+                raise ValueError("the extractor's features are not finite")
             scores = self.newcomers.scores(features)
         except Exception as error:  # noqa: BLE001  # whatever torch raises ends these requests, not the node
             if len(found) > 1:

@@ -46,9 +46,8 @@ class Workers(Generic[Item]):
         return refused
 
     def queue_rows(self) -> int:
-        """Return the expert rows that wait or are being computed."""
-        with self._lock:
-            return self._batcher.queue_rows()
+        """Return the expert rows that wait for a worker."""
+        return self._batcher.waiting_rows()
 
     def rows_per_s(self) -> float:
         """Return how many expert rows a second these workers compute, as measured; 0 when they have not yet."""

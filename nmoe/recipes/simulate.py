@@ -7,6 +7,7 @@ import math
 import platform
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -68,8 +69,8 @@ def simulate(
         nodes: how many, at least 1.
         requests: offered in all, of one sample each, at least 1.
         trace: ``.csv`` or ``.csv.gz`` with a column of arrival times, stretched to the rate; None for Poisson arrivals.
-        rtt: an ``.npz`` file with round trips [place, place] in ms, or ``seattle`` or ``planetlab`` for those in ``rtt_dir``'s rtt.npz; None
-            for 20 ms everywhere.
+        rtt: an ``.npz`` file with round trips [place, place] in ms, or ``seattle`` or ``planetlab`` for those in rtt.npz in ``rtt_dir``;
+            None for 20 ms everywhere.
         rtt_dir: folder of rtt.npz.
         rate: requests per second of the whole mesh; None for two per node.
         neighbours: experts besides its own that a node can ask.
@@ -101,7 +102,7 @@ def simulate(
     wall_s, cpu_s = time.perf_counter(), time.process_time()
     network = _network(rtt, rtt_dir, nodes, numpy_generator(seed, "places"))
     world = World(options, layout, network, GateTable(neighbours + 1, numpy_generator(seed, "gates")), seed=seed)
-    leaving.schedule(world.clock, world.members, random.Random(derive_seed(seed, "churn")), offered.times_s[-1])
+    left = leaving.schedule(world.clock, world.members, random.Random(derive_seed(seed, "churn")), offered.times_s[-1])
     tally = world.run(offered)
     wall_s, cpu_s = time.perf_counter() - wall_s, time.process_time() - cpu_s
     results = {
@@ -119,6 +120,7 @@ def simulate(
         "rtt": rtt,
         "seed": seed,
         "virtual_s": offered.times_s[-1],
+        "nodes_left": dict(sorted(Counter(way for _, way, _ in left).items())),
         **tally.figures(),
         "simulator": {
             "wall_s": wall_s,
@@ -161,8 +163,8 @@ def parse_tail(text: str) -> Tail:
 def arrivals(requests: int, rate: float, trace: Path | None, seed: int) -> Offered:
     """Return arrival times at a mean rate.
 
-    Without a trace a Poisson process. With one, the trace's own ups and downs over the whole run: up to its length its first arrivals; beyond,
-    each of its arrivals stands for several, spread evenly at random up to the next.
+    Without a trace a Poisson process. With one, the trace's own ups and downs over the whole run: up to its length its first arrivals;
+    beyond, each of its arrivals stands for several, spread evenly at random up to the next.
 
     Args:
         requests: how many.

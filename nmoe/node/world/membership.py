@@ -67,7 +67,7 @@ class Membership:
         node = self.nodes[index]
         if node.away is Away.GONE:
             return
-        self._stop_taking(index)
+        self.stop_taking(index)
         self._tell(node, self._hear_down, rounds=2.0)
         node.away = Away.GONE
         self._retired(node)
@@ -98,7 +98,7 @@ class Membership:
         node = self.nodes[index]
         if node.away is Away.HERE and not node.draining:
             node.draining = True
-            self._stop_taking(index)
+            self.stop_taking(index)
             self._tell(node, self._hear_up)
             self.clock.later(self.clock.now_s + DRAIN_S, self._withdraw, node, None)
 
@@ -112,6 +112,15 @@ class Membership:
         for other in self.layout.peers[index]:
             if self.nodes[other].away is Away.HERE:
                 self.clock.later(self.clock.now_s + 2 * self._delay(node, self.nodes[other]), self._hear_up, node, self.nodes[other])
+
+    def stop_taking(self, index: int) -> None:
+        """Let clients send a node nothing more."""
+        place = self._place.pop(index, None)
+        if place is not None:
+            last = self.takers.pop()
+            if last.index != index:
+                self.takers[place] = last
+                self._place[last.index] = place
 
     # What the origins want done
 
@@ -175,18 +184,10 @@ class Membership:
 
     def _clients_hear(self, _: Node, peer: Node) -> None:
         if peer.away is Away.FROZEN:
-            self._stop_taking(peer.index)
+            self.stop_taking(peer.index)
 
     def _withdraw(self, node: Node, _: Any) -> None:
         self.kill(node.index)
-
-    def _stop_taking(self, index: int) -> None:
-        place = self._place.pop(index, None)
-        if place is not None:
-            last = self.takers.pop()
-            if last.index != index:
-                self.takers[place] = last
-                self._place[last.index] = place
 
     def _take(self, index: int) -> None:
         if index in self._place:

@@ -38,7 +38,6 @@ class Tally:
     busy_s: float = 0.0
     node_s: float = 0.0
     events: int = 0
-    left: Counter[str] = field(default_factory=Counter)
     chosen_rows: Counter[str] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
 
@@ -75,7 +74,6 @@ class Tally:
             "expert_load_cv": float(loads.std() / loads.mean()) if loads.size and loads.mean() > 0 else None,
             "utilisation": self.busy_s / self.node_s if self.node_s else None,
             "failures": dict(sorted(self.failures.items())),
-            "nodes_left": dict(sorted(self.left.items())),
             "events": self.events,
         }
 

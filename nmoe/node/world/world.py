@@ -344,7 +344,7 @@ class World:
 
     def _computed(self, node: Node, item: tuple[Batch[Any], float]) -> None:
         batch, began_s = item
-        compute_s, queue_rows = self.clock.now_s - began_s, node.batcher.queue_rows()
+        compute_s, queue_rows = self.clock.now_s - began_s, node.batcher.waiting_rows()
         for job in batch.jobs:
             message: _Message = job.item
             send = message.send
@@ -355,7 +355,7 @@ class World:
 
     def _decline(self, node: Node, message: _Message, why: Failure) -> None:
         send = message.send
-        failed = PeerFailed(send.flight, send.dispatch, why, node.batcher.queue_rows())
+        failed = PeerFailed(send.flight, send.dispatch, why, node.batcher.waiting_rows())
         self._travel(node, message.node, REFUSAL_BYTES, self._heard, failed)
 
     def _heard(self, node: Node, event: Event) -> None:

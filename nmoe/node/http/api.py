@@ -1,0 +1,219 @@
+"""Interface: what each path of the HTTP server does, over a ``NodeService``."""
+
+import asyncio
+import time
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+import nmoe
+from nmoe.node.http.answer import write_answer
+from nmoe.node.http.inference import InferCall, read_call
+from nmoe.node.http.intake import Intake
+from nmoe.node.http.metrics import CONTENT_TYPE, Metrics
+from nmoe.node.http.pages import DASHBOARD, DOCUMENT, Page
+from nmoe.node.http.rejected import Rejected, shown
+from nmoe.node.messages import MAX_ROWS, InferReply, Refusal, RefusalCode
+from nmoe.node.service import NodeService
+from nmoe.node.trace import request_span
+
+GRACE_S = 1.0  # after its deadline a request is told so even if the node does not
+MESH_FRESH_S = 0.5  # the mesh is asked at most this often, however many look
+_JSON, _RAW = "application/json", "application/octet-stream"
+_STATUS = {
+    RefusalCode.BUSY: 503,
+    RefusalCode.LEAVING: 503,
+    RefusalCode.BAD_SHAPE: 400,
+    RefusalCode.FORBIDDEN: 403,
+    RefusalCode.LATE: 504,
+    RefusalCode.FAILED: 500,
+}
+
+
+class _Feedback(msgspec.Struct, forbid_unknown_fields=True):
+    id: str
+    labels: list[int]
+
+
+class Api:
+    """The paths of one node's server.
+
+    Args:
+        service: the node.
+        intake: reads bodies.
+        metrics: counts.
+    """
+
+    def __init__(self, service: NodeService, *, intake: Intake, metrics: Metrics) -> None:
+        self._service = service
+        self._intake = intake
+        self._metrics = metrics
+        self._card: Any = None
+        self._version = ""
+        self._mesh = b"[]"
+        self._mesh_s = -MESH_FRESH_S
+        self._mesh_lock = asyncio.Lock()
+
+    async def dashboard(self, request: Request) -> Response:
+        """The mesh as seen from this node, for people."""
+        return _shown_page(DASHBOARD)
+
+    async def document(self, request: Request) -> Response:
+        """This interface, for people."""
+        return _shown_page(DOCUMENT)
+
+    async def metrics(self, request: Request) -> Response:
+        """Counts and times for Prometheus."""
+        return Response(self._metrics.text(), media_type=CONTENT_TYPE)
+
+    async def server(self, request: Request) -> Response:
+        """Server metadata."""
+        extensions = ["binary_tensor_data", "model_configuration", "model_repository"]
+        return _json({"name": "nmoe", "version": nmoe.__version__, "extensions": extensions})
+
+    async def live(self, request: Request) -> Response:
+        """Whether the node's threads are alive."""
+        if not self._service.running:
+            raise Rejected(503, "the node is not running")
+        return _json({})
+
+    async def ready(self, request: Request) -> Response:
+        """Whether the node takes requests."""
+        self._check_version(request)
+        if not self._service.ready:
+            raise Rejected(503, "the node is starting or leaving", retry_after_s=1)
+        return _json({})
+
+    async def model(self, request: Request) -> Response:
+        """Model metadata."""
+        version = self._check_version(request)
+        inputs, outputs = self._tensors()
+        return _json({"name": "nmoe", "versions": [version], "platform": "nmoe_mixture", "inputs": inputs, "outputs": outputs})
+
+    async def config(self, request: Request) -> Response:
+        """Model configuration, as Triton's clients ask for it."""
+        self._check_version(request)
+        inputs, outputs = (
+            [{"name": one["name"], "data_type": _triton_type(one["datatype"]), "dims": one["shape"][1:]} for one in side]
+            for side in self._tensors()
+        )
+        return _json({"name": "nmoe", "platform": "nmoe_mixture", "max_batch_size": MAX_ROWS, "input": inputs, "output": outputs})
+
+    async def infer(self, request: Request) -> Response:
+        """Classify images together with the peers."""
+        began_s = time.perf_counter()
+        version = self._check_version(request)
+        body = await self._intake.read(request, _JSON, _RAW)
+        call = read_call(body, request.headers.get("inference-header-content-length"), self._service.card.image_shape)
+        span = request_span(request.headers.get("traceparent", ""), "infer")
+        with span as traceparent:
+            reply = await self._asked(call, traceparent)
+            if isinstance(reply, Refusal):
+                span.end(reply.code)
+                text = f"{reply.code}: {reply.reason}" if reply.reason else str(reply.code)
+                status = _STATUS[reply.code]
+                raise Rejected(status, text, retry_after_s=1 if status == 503 else None)
+        answer, head = write_answer(reply, call, version)
+        self._metrics.observe_infer(time.perf_counter() - began_s)
+        if head is None:
+            return Response(answer, media_type=_JSON)
+        return Response(answer, headers={"inference-header-content-length": str(head)}, media_type=_RAW)
+
+    async def _asked(self, call: InferCall, traceparent: str) -> InferReply | Refusal:
+        if not self._service.ready:
+            raise Rejected(503, "the node is starting or leaving", retry_after_s=1)
+        try:
+            async with asyncio.timeout(call.deadline_s + GRACE_S):
+                return await self._service.infer(
+                    call.images, deadline_s=call.deadline_s, k=call.k, identity=call.identity, trace=traceparent
+                )
+        except TimeoutError:
+            return Refusal(request=0, code=RefusalCode.LATE, reason=f"no answer within {call.deadline_s:g} s")
+
+    async def feedback(self, request: Request) -> Response:
+        """Learn from the true labels of an earlier request."""
+        given = _decoded(await self._intake.read(request, _JSON), _Feedback)
+        if not given.id or not given.labels:
+            raise Rejected(400, f"the id of an earlier request and its labels wanted, got {shown(given.id)} and {len(given.labels)} labels")
+        if not all(0 <= label < self._service.card.num_classes for label in given.labels):
+            raise Rejected(400, f"labels from 0 to {self._service.card.num_classes - 1} wanted, got {shown(given.labels)}")
+        reason = await asyncio.to_thread(self._service.feedback, given.id, given.labels)
+        if reason is not None:
+            raise Rejected(404 if reason.startswith("unknown") else 409 if reason.startswith("too old") else 400, reason)
+        return _json({"id": given.id, "learned": len(given.labels)})
+
+    async def mesh(self, request: Request) -> Response:
+        """What this node and its neighbours say of themselves, this node first."""
+        async with self._mesh_lock:
+            if time.monotonic() - self._mesh_s >= MESH_FRESH_S:
+                views = await self._service.mesh_view()
+                own = self._service.card.node
+                self._mesh = msgspec.json.encode(sorted(views, key=lambda view: (view.node != own, view.node)))
+                self._mesh_s = time.monotonic()
+        return Response(self._mesh, headers={"cache-control": "no-store"}, media_type=_JSON)
+
+    async def index(self, request: Request) -> Response:
+        """What is served, as Triton's clients ask for it."""
+        _refuse_other_sites(request)
+        state = "READY" if self._service.ready else "UNAVAILABLE"
+        return _json([{"name": "nmoe", "version": self._current(), "state": state, "reason": ""}])
+
+    async def load(self, request: Request) -> Response:
+        """Serve what now lies in the bundle folder."""
+        _refuse_other_sites(request)
+        reason = await asyncio.to_thread(self._service.reload)
+        if reason is not None:
+            raise Rejected(409, reason)
+        return _json({"name": "nmoe", "version": self._current()})
+
+    def _current(self) -> str:
+        card = self._service.card
+        if card is not self._card:  # a view costs more than a request should
+            self._version = self._service.view().bundle
+            self._card = card
+        return self._version
+
+    def _check_version(self, request: Request) -> str:
+        """Return the version served, which is the one asked for if any is."""
+        current = self._current()
+        asked = request.path_params.get("version", current)
+        if asked != current:
+            raise Rejected(404, f"version {shown(current)} of nmoe is served, {shown(asked)} is not")
+        return current
+
+    def _tensors(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        card = self._service.card
+        outputs = (("probabilities", "FP32", card.num_classes), ("experts", "BYTES", -1), ("weights", "FP32", -1))
+        listed = [{"name": name, "datatype": kind, "shape": [-1, size]} for name, kind, size in outputs]
+        listed.insert(1, {"name": "label", "datatype": "INT64", "shape": [-1]})
+        return [{"name": "image", "datatype": "UINT8", "shape": [-1, *card.image_shape]}], listed
+
+
+def _json(value: Any) -> Response:
+    return Response(msgspec.json.encode(value), media_type=_JSON)
+
+
+def _shown_page(page: Page) -> Response:
+    headers = {"content-security-policy": page.policy, "cache-control": "no-store", "x-content-type-options": "nosniff"}
+    return Response(page.html, headers=headers, media_type="text/html")
+
+
+def _triton_type(datatype: str) -> str:
+    return "TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}"
+
+
+def _decoded(body: bytearray, kind: type[_Feedback]) -> _Feedback:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except RecursionError as error:
+        raise Rejected(400, "a request without deep nesting wanted") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Rejected(400, f"the JSON cannot be read: {error}") from error
+
+
+def _refuse_other_sites(request: Request) -> None:
+    """A page of another site, open in a browser that reaches the node, may not change it."""
+    if request.headers.get("sec-fetch-site", "none") not in {"none", "same-origin"}:
+        raise Rejected(403, "requests from pages of other sites are not wanted")
