@@ -130,7 +130,9 @@ class Answers:
 
 
 class RequestLog:
-    """One JSON line per request, written by a thread of its own; a disk that is full or slow costs lines, which are counted, never requests.
+    """One JSON line per request, written by a thread of its own.
+
+    A disk that is full or slow costs lines, which are counted, never requests.
 
     Args:
         path: appended to.

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
+from torch.utils.dlpack import from_dlpack
 
 from nmoe.core.bundle import Bundle
 from nmoe.moe.build import NodeModel, node_model
@@ -55,9 +56,10 @@ class ExpertBank:
             Their outputs, float32 [rows, out_dim], in order.
         """
         counts = [len(rows) for _, rows in parts]
-        if self._stack is not None and len(parts) > 1 and max(counts) <= STACK_ROWS:
-            if max(counts) * len(self.experts) <= STACK_WASTE * sum(counts):
-                return self._compute_stacked(self._stack, parts, max(counts))
+        tallest = max(counts)
+        alike = tallest <= STACK_ROWS and tallest * len(self.experts) <= STACK_WASTE * sum(counts)
+        if self._stack is not None and len(parts) > 1 and alike:
+            return self._compute_stacked(self._stack, parts, tallest)
         return [self.experts[name](_tensor(rows)).numpy() for name, rows in parts]
 
     def _compute_stacked(self, stack: StackedExperts, parts: Sequence[tuple[str, np.ndarray]], height: int) -> list[np.ndarray]:
@@ -125,8 +127,8 @@ class NodeCompute:
 
 
 def _tensor(rows: np.ndarray) -> Tensor:
-    """Return rows as a tensor; those that may not be written to, as views of bytes, are copied: torch warns of them."""
-    return torch.from_numpy(rows if rows.flags.writeable else rows.copy())
+    """Return rows as a tensor that shares their memory; unlike ``from_numpy`` also where that is read-only, as are views of bytes."""
+    return from_dlpack(rows)
 
 
 def keep_memory() -> None:

@@ -1,7 +1,7 @@
 """Batcher: what waits for a node's workers, and what they take next. Pure: the clock is an argument.
 
-Two lines wait: infer requests for the extractor and the gate, and rows for the experts (peers' and this node's own). A worker takes from the
-line whose head has waited longest, and with the head all that may share its batch. Batches grow with the load by themselves: what
+Two lines wait: infer requests for the extractor and the gate, and rows for the experts (peers' and this node's own). A worker takes from
+the line whose head has waited longest, and with the head all that may share its batch. Batches grow with the load by themselves: what
 arrives while the workers compute is taken together. Only when jobs come so closely that the next is due before a fraction of a batch's
 compute time does a free worker linger for it, at most ``max_linger_s``.
 

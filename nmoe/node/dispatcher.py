@@ -202,16 +202,10 @@ class Dispatcher:
         return None
 
     def _carry_out(self, effect: Effect, cargo: Cargo | None) -> None:
+        if cargo is not None:
+            self._carry_out_with(effect, cargo)
+            return
         match effect:
-            case Send():
-                if cargo is not None:  # else it finished meanwhile
-                    self._send(effect, cargo)
-            case Finish():
-                assert cargo is not None
-                self._hooks.finished(effect, cargo)
-            case RunOwn():
-                if cargo is not None:
-                    self._hooks.run_own(effect.flight, cargo)
             case SetTimer(request, at_s):
                 self._timers.at(at_s, lambda: self._timer(request))
             case Queue():
@@ -224,6 +218,15 @@ class Dispatcher:
                 self._probe(effect.peer)
             case SetProbe(peer, at_s):
                 self._timers.at(at_s, lambda: self.happen(ProbeDue(peer)))
+
+    def _carry_out_with(self, effect: Effect, cargo: Cargo) -> None:
+        match effect:
+            case Send():
+                self._send(effect, cargo)
+            case Finish():
+                self._hooks.finished(effect, cargo)
+            case RunOwn():
+                self._hooks.run_own(effect.flight, cargo)
 
     def _timer(self, request: int) -> None:
         if request in self.origin.requests:  # most are over by then; looking needs no lock

@@ -1,7 +1,7 @@
 """Expert server: a bank's experts, computed for peers (and for the node itself) in batches.
 
-What arrives is read and checked before it may join a batch, so a bad request fails alone. A request of few rows is one job, and jobs for any
-of the bank's experts share a batch; a larger one is one job per expert, so that several workers compute it together.
+What arrives is read and checked before it may join a batch, so a bad request fails alone. A request of few rows is one job, and jobs for
+any of the bank's experts share a batch; a larger one is one job per expert, so that several workers compute it together.
 """
 
 import threading
@@ -158,7 +158,7 @@ class ExpertServer:
                 return
 
     def _pieces(self, counts: Sequence[int]) -> list[list[int]]:
-        """Divide a request's experts, given by their rows, among jobs: one while it is small, or others wait; else what keeps workers busy."""
+        """Divide a request's experts, given by their rows, among jobs: one while it is small or others wait, else several."""
         everything = list(range(len(counts)))
         total = sum(counts)
         if len(counts) == 1 or self._workers == 1 or total < WORTH_ROWS:

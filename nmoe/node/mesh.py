@@ -1,13 +1,13 @@
 """Mesh: asks the nodes of a mesh from asyncio.
 
-A request goes to the sooner one of two nodes drawn at random (Mitzenmacher, 2001). A node that is gone, busy or leaving is replaced at once by
-another; one that stays silent is hedged by another after a while, if the deadline allows; the first answer counts.
+A request goes to the sooner one of two nodes drawn at random (Mitzenmacher, 2001). A node that is gone, busy or leaving is replaced at
+once by another; one that stays silent is hedged by another after a while, if the deadline allows; the first answer counts.
 """
 
 import asyncio
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -96,7 +96,11 @@ class Mesh:
 
     async def __aenter__(self) -> Self:
         self._loop = loop = asyncio.get_running_loop()
-        self._transport.watch(lambda name, alive: loop.call_soon_threadsafe(self._peer_changed, name, alive))
+
+        def changed(name: str, alive: bool) -> None:
+            loop.call_soon_threadsafe(self._peer_changed, name, alive)
+
+        self._transport.watch(changed)
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -183,9 +187,9 @@ class Mesh:
             return names[0] if names else None
         return min(self._draw.sample(names, 2), key=lambda name: self._known[name].cost)
 
-    def _patience_s(self, names: Sequence[str] | object, until_s: float) -> float:
+    def _patience_s(self, names: Iterable[str], until_s: float) -> float:
         left_s = max(0.0, until_s - time.monotonic())
-        usual = [self._known[name].p95 for name in names if name in self._known]  # type: ignore[attr-defined]
+        usual = [self._known[name].p95 for name in names if name in self._known]
         known = [percentile.value for percentile in usual if percentile.count >= MIN_SAMPLES]
         return min([HEDGE_SHARE * left_s, *(HEDGE_TIMES * value for value in known)])
 
@@ -251,9 +255,11 @@ class Mesh:
     async def _exchange(self, node: str, service: Service, payload: bytes, timeout_s: float) -> bytes | Silence:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[bytes | Silence] = loop.create_future()
-        self._transport.ask(
-            node, service, payload, timeout_s=timeout_s, on_reply=lambda reply: loop.call_soon_threadsafe(_settle, future, reply)
-        )
+
+        def replied(reply: bytes | Silence) -> None:
+            loop.call_soon_threadsafe(_settle, future, reply)
+
+        self._transport.ask(node, service, payload, timeout_s=timeout_s, on_reply=replied)
         return await future
 
     def _peer_changed(self, name: str, alive: bool) -> None:

@@ -27,8 +27,9 @@ TASKS = Path("/proc/self/task")  # Linux: one entry per thread, those of librari
 def run_nodes(bundles: Sequence[Path], settings: NodeSettings, *, listen: Sequence[str], lifeline: int | None = None) -> None:
     """Serve bundles until SIGINT or SIGTERM: one in this process, several each in a forked one; blocks.
 
-    Every node prints the lines of ``run_node``, such as ``ready <name> <endpoint> <pid>`` once it serves. Where several are served, one that ends by itself leaves
-    the others running; ``ended <name> <status>`` is printed, with a negative status for a signal, and said in words on standard error.
+    Every node prints the lines of ``run_node``, such as ``ready <name> <endpoint> <pid>`` once it serves. Where several are served, one
+    that ends by itself leaves the others running; ``ended <name> <status>`` is printed, with a negative status for a signal, and said in
+    words on standard error.
 
     Args:
         bundles: what to serve.

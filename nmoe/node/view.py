@@ -11,8 +11,8 @@ class LinkView(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         peer: its name.
-        state: ``up``, ``down``, ``draining`` (is leaving), ``open`` (circuit breaker, not asked), ``probing`` or ``refused`` (not admitted).
-        experts: the experts it serves, as its card says.
+        state: ``up``, ``down``, ``draining`` (is leaving), ``open`` (circuit breaker, not asked), ``probing`` or ``refused`` (not
+        admitted). experts: the experts it serves, as its card says.
         rtt_s: smoothed round trip of small messages, the peer's own time taken off.
         goodput_bps: smoothed payload rate of larger messages.
         loss: smoothed share of requests without an answer in time.

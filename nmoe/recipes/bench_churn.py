@@ -1,8 +1,8 @@
 """Benchmark of churn: accuracy and slowest answers against the share of nodes lost, slow or lossy, for gate, links and both deciding.
 
 Experts, gates and extractor are real and trained; every expert's logits and every gate's scores on the test set are computed once. The mesh
-is simulated (``nmoe.node.world``), with the wire's own decisions: under each condition the whole test set is served, and the real logits are
-combined by the answers' weights. Requests go to nodes that are well: what is measured is whether they find others who can help. First
+is simulated (``nmoe.node.world``), with the wire's own decisions: under each condition the whole test set is served, and the real logits
+are combined by the answers' weights. Requests go to nodes that are well: what is measured is whether they find others who can help. First
 comes one pass with all nodes well, uncounted, so that links are known; then the fault strikes, and counting starts at once.
 """
 
@@ -296,7 +296,8 @@ def as_markdown(results: Mapping[str, Any]) -> Iterator[str]:
         f"Simulated mesh, real trained parts. {settings['requests']:,} requests a condition at {settings['rate_hz']:g} a second, "
         f"deadline {settings['deadline_ms']:g} ms, round trip {settings['round_trip_ms']:g} ms; mean and standard deviation over "
         f"{settings['seeds']} choices of the failing nodes. Slow: computing takes {settings['slow_factor']:g} times as long. Lossy: each "
-        f"message is lost with probability {settings['loss']:g}. Counting starts when the fault strikes; requests go to nodes that are well."
+        f"message is lost with probability {settings['loss']:g}. Counting starts when the fault strikes; requests go to nodes "
+        "that are well."
     )
     systems = [routing.value for routing in Routing]
     for fault in FAULTS:

@@ -3,10 +3,11 @@
 from http import HTTPStatus
 from typing import Any
 
+import msgspec
 from fastapi import FastAPI, Request
-from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import nmoe
@@ -41,7 +42,6 @@ def create_app(service: NodeService, *, max_body_bytes: int, body_timeout_s: flo
     app.add_exception_handler(Rejected, _tell_rejected)
     app.add_exception_handler(HTTPException, _tell_unknown)
     app.add_exception_handler(Exception, _tell_failed)
-    app.middleware_stack = app.build_middleware_stack()
     return _Counted(app, metrics)
 
 
@@ -85,21 +85,68 @@ def _add_protocol(app: FastAPI, api: Api) -> None:
 
 def _add_more(app: FastAPI, api: Api) -> None:
     """Add the mesh, its metrics and the pages."""
-    mesh = described(schemas.MESH, "The mesh.")
-    app.add_api_route(
-        "/v2/mesh", api.mesh, responses=mesh, response_model=None, response_class=Response, summary="The mesh", operation_id="mesh", tags=["Mesh"]
-    )
-    text: dict[int | str, dict[str, Any]] = {200: {"description": "Prometheus' text format.", "content": {"text/plain": {"schema": schemas.STRING}}}}
-    app.add_api_route(
-        "/metrics", api.metrics, responses=text, response_model=None, response_class=Response, summary="Metrics", operation_id="metrics", tags=["Mesh"]
-    )
+    text = {200: {"description": "Prometheus' text format.", "content": {"text/plain": {"schema": schemas.STRING}}}}
+    for path, endpoint, answers in (("/v2/mesh", api.mesh, described(schemas.MESH, "The mesh.")), ("/metrics", api.metrics, text)):
+        app.add_api_route(
+            path,
+            endpoint,
+            responses=answers,
+            response_model=None,
+            response_class=Response,
+            summary=(endpoint.__doc__ or "").rstrip("."),
+            operation_id=endpoint.__name__,
+            tags=["Mesh"],
+        )
     document = app.openapi()
     document.setdefault("components", {}).setdefault("schemas", {}).update(schemas.COMPONENTS)
-    _drop_plain_answers(document)
-    written = schemas.encoded(document)
+    written = msgspec.json.encode(document)
 
     async def openapi(request: Request) -> Response:
         return Response(written, media_type="application/json")
 
-    for path, endpoint in (("/openapi.json", openapi), ("/docs", api.document), ("/", api.dashboard)):
+    pages: list[tuple[str, Any]] = [("/openapi.json", openapi), ("/docs", api.document), ("/", api.dashboard)]
+    for path, endpoint in pages:
         app.router.add_route(path, endpoint, methods=["GET"], include_in_schema=False)
+
+
+async def _tell_rejected(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Rejected), "that is what this is called for"
+    return error_response(error.status, error.reason, retry_after_s=error.retry_after_s)
+
+
+async def _tell_unknown(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException), "that is what this is called for"
+    path, method = request.url.path, request.method
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        kind = "the model served is nmoe; " if path.startswith(("/v2/models/", "/v2/repository/models/")) else ""
+        return error_response(404, f"{kind}there is nothing at {shown(path)}; /docs lists what there is")
+    answer = error_response(error.status_code, f"another method than {method} wanted at {shown(path)}: {error.detail}")
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+async def _tell_failed(request: Request, error: Exception) -> Response:
+    return error_response(500, f"the node failed: {type(error).__name__}")  # uvicorn logs the rest
+
+
+class _Counted:
+    """The application, each of its requests counted by route and status."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        status = 500
+
+        async def counted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, counted)
+        finally:
+            route = scope.get("route")
+            self._metrics.count(route.path if isinstance(route, Route) else "other", status)

@@ -2,11 +2,11 @@
 
 from typing import Any
 
+import msgspec
+
 from nmoe.node.http.inference import OUTPUTS
 from nmoe.node.messages import MAX_DEADLINE_S, MAX_EXPERTS
 from nmoe.node.view import NodeView
-
-import msgspec
 
 Schema = dict[str, Any]
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 from nmoe.node.transport.base import OnQuery, Respond, Service, Silence
 from nmoe.node.transport.config import TlsFiles
-from nmoe.node.transport.direct import SERVICES, Contexts, Listener, Loop, Stream, dial
+from nmoe.node.transport.direct import SERVICES, Contexts, Listener, dial
+from nmoe.node.transport.stream import Loop, Stream
 
 DIAL_TRIES, DIAL_PAUSE_S = 3, 0.5
 
-Settle = Callable[[bytes | bytearray | Silence], None]
+Settle = Callable[[bytes | Silence], None]
 
 
 @dataclass(slots=True)
@@ -151,19 +152,22 @@ class DirectLinks:
         for number in list(waiting):
             _settle(waiting, number, Silence.GONE)
 
-    def _asked(self, stream: Stream, number: int, service: int, body: bytearray) -> None:
+    def _asked(self, stream: Stream, number: int, service: int, body: bytes) -> None:
         on_query = self._services.get(service)
         if on_query is None:
             stream.close()
             return
-        on_query(bytes(body) if not body else body, _responder(stream, number))  # type: ignore[arg-type]  # as good as bytes to every reader
+        on_query(body, _responder(stream, number))
 
 
 def _responder(stream: Stream, number: int) -> Respond:
-    return lambda data: (stream.send(number, 0, data), None)[1]
+    def respond(data: bytes) -> None:
+        stream.send(number, 0, data)  # when it is closed, nobody is left to tell
+
+    return respond
 
 
-def _settle(waiting: dict[int, Settle], number: int, reply: bytearray | Silence) -> None:
+def _settle(waiting: dict[int, Settle], number: int, reply: bytes | Silence) -> None:
     settle = waiting.pop(number, None)
     if settle is not None:  # else it was forgotten, or never asked
         settle(reply)

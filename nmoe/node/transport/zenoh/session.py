@@ -39,6 +39,11 @@ def open_router(settings: ZenohSettings) -> Callable[[], None]:
 
 
 def open_session(settings: ZenohSettings) -> zenoh.Session:
+    """Open a session.
+
+    Raises:
+        MeshError: when an endpoint cannot be listened on.
+    """
     config = zenoh.Config()
     for key, value in settings.entries().items():
         config.insert_json5(key, json.dumps(value))

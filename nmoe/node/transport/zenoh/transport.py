@@ -2,8 +2,8 @@
 
 Where a node can be reached by a stream of its own, queries take that (``direct.py``); discovery, liveliness and the rest stay with zenoh.
 
-Keys: ``nmoe/<mesh>/<extractor fingerprint>/node/<name>/<service>`` and ``nmoe/<mesh>/<extractor fingerprint>/alive/<name>/<edition>``, where
-a changed card is a new edition.
+Keys: ``nmoe/<mesh>/<extractor fingerprint>/node/<name>/<service>`` and ``nmoe/<mesh>/<extractor fingerprint>/alive/<name>/<edition>``,
+where a changed card is a new edition.
 
 What zenoh 1.10.2 does that this file answers to (measured, see docs/why):
 - callbacks of one queryable are serial and run on its receiving thread: they only hand on
