@@ -41,3 +41,15 @@ def mesh(
         seconds=seconds,
         hidden=hidden or HIDDEN,
     )
+
+
+@bench.command()
+def node(
+    run: Annotated[Path, typer.Argument(help="Run folder with bundles of at least three nodes.")],
+    as_json: AsJson = False,
+    soak: Annotated[float, typer.Option(help="Seconds of a soak at 70 % of capacity; 0 for none.")] = 0.0,
+) -> None:
+    """Measure a real mesh here: start-up, memory, latency, HTTP, overload, lost and joining nodes."""
+    from nmoe.recipes.bench_node import bench_node
+
+    bench_node(run, soak_s=soak, as_json=as_json, say=typer.echo, note=lambda line: typer.echo(line, err=True))

@@ -130,29 +130,33 @@ class ExpertServer:
     # On the transport's threads
 
     def _asked(self, data: bytes, respond: Respond) -> None:
-        arrived_s = time.monotonic()
+        arrived_s, number = time.monotonic(), 0
         try:
             request = self._read(data, ExpertRequest)
+            number = request.request
             bank = self._find(request)
         except MessageError as error:
-            respond(encode(self._unreadable(error)))
+            respond(encode(self._unreadable(error, number)))
             return
         if self.closed:
-            respond(encode(refusal(RefusalCode.LEAVING, f"{self.name} is leaving", request=request.request)))
+            respond(encode(refusal(RefusalCode.LEAVING, f"{self.name} is leaving", request=number)))
+            return
+        if not request.deadline_s:
+            respond(encode(_refused(self.name, _LateError(), number)))
             return
         parts = [(rows.expert, _gather(request.features, rows.rows)) for rows in request.experts]
         pieces = self._pieces([len(rows) for _, rows in parts])
         self.in_progress += 1
         call = _Call(request, respond, arrived_s, len(pieces), [None] * len(parts))
-        for number, piece in enumerate(pieces):
+        for place, piece in enumerate(pieces):
             done = self._piece_done(call, piece)
             work = ExpertWork(bank, [parts[index] for index in piece], done, arrived_s)
             rows = sum(len(part) for _, part in work.parts)
             key = (id(bank), parts[piece[0]][0] if len(piece) == 1 < len(pieces) else None)
-            job: Job[ExpertWork | Task] = Job(Line.EXPERT, key, rows, len(data), arrived_s + request.deadline_s, work, admitted=number > 0)
+            job: Job[ExpertWork | Task] = Job(Line.EXPERT, key, rows, len(data), arrived_s + request.deadline_s, work, admitted=place > 0)
             refused = self._submit(job)
             if refused is not None:
-                said = refusal(RefusalCode.BUSY, f"{self.name}: {refused}", request=request.request, queue_rows=self._queue_rows())
+                said = refusal(RefusalCode.BUSY, f"{self.name}: {refused}", request=number, queue_rows=self._queue_rows())
                 self.in_progress -= 1
                 respond(encode(said))
                 return
@@ -193,9 +197,9 @@ class ExpertServer:
             raise MessageError(f"features of {bank.in_dim} numbers wanted, {request.features.shape[1]} came", fault="shape")
         return bank
 
-    def _unreadable(self, error: MessageError) -> Refusal:
+    def _unreadable(self, error: MessageError, request: int = 0) -> Refusal:
         self._malformed(error.fault)
-        return refusal(RefusalCode.BAD_SHAPE, str(error))
+        return refusal(RefusalCode.BAD_SHAPE, str(error), request=request)
 
     def _pinged(self, data: bytes, respond: Respond) -> None:
         try:

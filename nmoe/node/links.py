@@ -115,7 +115,8 @@ class Link:
 
         Args:
             total_s: from sending to the reply.
-            wait_s, compute_s: of that, what the peer says it queued and computed.
+            wait_s: of that, what the peer says it waited there.
+            compute_s: and what it computed.
             queue_rows: rows that wait there.
             rows: rows of the request.
             size: bytes of request and reply.

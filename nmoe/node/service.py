@@ -51,8 +51,10 @@ class NodeService(ABC):
 
     @abstractmethod
     def feedback(self, identity: str, labels: Sequence[int]) -> str | None:
-        """Learn from the true labels of an earlier request; return None, or in one line why not (unknown, too old, wrong number or
-        range).
+        """Learn from the true labels of an earlier request.
+
+        Returns:
+            None, or in one line why not: unknown, too old, wrong number or range.
         """
 
     @abstractmethod

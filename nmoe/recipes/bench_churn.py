@@ -4,6 +4,9 @@ Experts, gates and extractor are real and trained; every expert's logits and eve
 is simulated (``nmoe.node.world``), with the wire's own decisions: under each condition the whole test set is served, and the real logits
 are combined by the answers' weights. Requests go to nodes that are well: what is measured is whether they find others who can help. First
 comes one pass with all nodes well, uncounted, so that links are known; then the fault strikes, and counting starts at once.
+
+Where each expert runs on one node only, its knowledge is lost with its node, and no choice can bring it back; so there is a fourth system
+with two nodes per expert.
 """
 
 import json
@@ -69,12 +72,29 @@ class Parts(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class System:
+    """Who decides, and how many nodes serve each expert."""
+
+    name: str
+    routing: Routing
+    replicas: int = 1
+
+
+SYSTEMS = (
+    System("both", Routing.BOTH),
+    System("gate", Routing.GATE),
+    System("link", Routing.LINK),
+    System("both, 2 per expert", Routing.BOTH, 2),
+)
+
+
+@dataclass(frozen=True, slots=True)
 class Condition:
     """What goes wrong, for which share of the nodes, and who decides."""
 
     fault: str
     share: float
-    routing: Routing
+    system: System
 
     @property
     def case(self) -> str:
@@ -113,43 +133,33 @@ def bench_churn(
         raise ValueError(f"seeds and passes must be at least 1, got {seeds} and {passes}")
     torch.set_num_threads(1)
     began_s = time.perf_counter()
+    progress = progress or _Silent()
     with tempfile.TemporaryDirectory() as folder:
         if run is None:
             run = Path(folder) / "run"
-            start_training(TrainOptions(), run, progress or _Silent(), force=False, command="nmoe bench churn")
+            start_training(TrainOptions(), run, progress, force=False, command="nmoe bench churn")
         options = read_options(run)
         test = program_of(options, run.absolute()).data().test
         parts = read_parts(run, test, k=options.k)
-        measured = _measure(parts, seeds=seeds, passes=passes, progress=progress or _Silent())
-        rows = as_rows(measured)
+        rows = as_rows(_measure(parts, seeds=seeds, passes=passes, progress=progress))
         if wire:
             rows += as_rows(wire_check(run, test, parts))
-    results = {
-        "name": "churn",
-        "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()},
-        "settings": {
-            "data": options.data,
-            "nodes": len(parts.names),
-            "k": parts.k,
-            "split": options.split,
-            "requests": passes * len(parts.labels),
-            "rate_hz": RATE_HZ,
-            "deadline_ms": 1000 * OPTIONS.deadline_s,
-            "round_trip_ms": 1000 * ROUND_TRIP_S,
-            "slow_factor": SLOW_FACTOR,
-            "loss": LOSS,
-            "seeds": seeds,
-            "seconds": time.perf_counter() - began_s,
-        },
-        "rows": rows,
-    }
-    if out is not None:
-        write_json(out / "churn.json", results)
-        write_bytes(out / "churn.md", ("\n".join(as_markdown(results)) + "\n").encode())
-        write_bytes(out / "churn.png", png_bytes(churn_figure(rows)))
+    settings = {"data": options.data, "split": options.split, "nodes": len(parts.names), "k": parts.k, "seeds": seeds}
+    settings |= {"requests": passes * len(parts.labels), "rate_hz": RATE_HZ, "deadline_ms": 1000 * OPTIONS.deadline_s}
+    settings |= {"round_trip_ms": 1000 * ROUND_TRIP_S, "slow_factor": SLOW_FACTOR, "loss": LOSS, "seconds": time.perf_counter() - began_s}
+    machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
+    results = {"name": "churn", "machine": machine, "settings": settings, "rows": rows}
+    _write(results, out)
     for line in [json.dumps(results)] if as_json else as_markdown(results):
         say(line)
     return results
+
+
+def _write(results: Mapping[str, Any], out: Path | None) -> None:
+    if out is not None:
+        write_json(out / "churn.json", results)
+        write_bytes(out / "churn.md", ("\n".join(as_markdown(results)) + "\n").encode())
+        write_bytes(out / "churn.png", png_bytes(churn_figure(results["rows"])))
 
 
 def read_parts(run: Path, test: ImageDataset, *, k: int) -> Parts:
@@ -164,15 +174,16 @@ def read_parts(run: Path, test: ImageDataset, *, k: int) -> Parts:
 
 
 class GivenGates:
-    """The trained gates; request n is test image n, round and round."""
+    """The trained gates; request n is test image n, round and round; nodes beyond the gates are replicas, in the same order."""
 
     def __init__(self, scores: np.ndarray) -> None:
         self._scores = [[row[None] for row in of_node] for of_node in scores]
 
     def scores(self, node: int, request: int) -> np.ndarray:
         """See ``nmoe.node.world.Gates``."""
-        rows = self._scores[node]
-        return rows[request % len(rows)]
+        rows = self._scores[node % len(self._scores)]
+        row: np.ndarray = rows[request % len(rows)]
+        return row
 
 
 def failing(num_nodes: int, share: float, seed: int) -> list[int]:
@@ -191,13 +202,14 @@ def serve(parts: Parts, condition: Condition, *, seed: int, passes: int) -> dict
             experts[number], weights[number] = finish.experts[row], finish.weights[row]
 
     options = WorldOptions(
-        k=parts.k, deadline_s=OPTIONS.deadline_s, tail=OPTIONS.tail, routing=condition.routing, out_dim=parts.logits.shape[2]
+        k=parts.k, deadline_s=OPTIONS.deadline_s, tail=OPTIONS.tail, routing=condition.system.routing, out_dim=parts.logits.shape[2]
     )
-    layout, network = complete(parts.names), uniform_network(len(parts.names), round_trip_s=ROUND_TRIP_S)
+    layout = complete(parts.names, replicas=condition.system.replicas)
+    network = uniform_network(len(layout.names), round_trip_s=ROUND_TRIP_S)
     world = World(options, layout, network, GivenGates(parts.scores), seed=seed, finished=finished)
     generator = numpy_generator(seed, "load")
     offered = Offered(np.cumsum(generator.exponential(1 / RATE_HZ, total)).tolist(), generator.random(total).tolist())
-    for index in failing(len(parts.names), condition.share, seed):
+    for index in failing(len(layout.names), condition.share, seed):
         world.clock.later(offered.times_s[warm] - 1e-9, lambda _, node: strike(world, condition.fault, node), world.clock.outside, index)
     tally = world.run(offered)
     counted = np.arange(warm, total)
@@ -231,7 +243,7 @@ def wire_check(run: Path, test: ImageDataset, parts: Parts) -> dict[tuple[str, s
     found: dict[tuple[str, str], list[dict[str, float]]] = {}
     images = torch.from_numpy(test.images)
     for share in WIRE_SHARES:
-        condition = Condition("lost", share, Routing.BOTH)
+        condition = Condition("lost", share, SYSTEMS[0])
         found["world, both, same nodes", condition.case] = [serve(parts, condition, seed=0, passes=1)]
         with MeshProcesses(bundle_folders(run)) as mesh:
             for name in parts.names:
@@ -287,36 +299,36 @@ def as_rows(measured: Mapping[tuple[str, str], Sequence[Mapping[str, float]]]) -
 
 def as_markdown(results: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines of the tables, one per fault."""
-    settings, cells = results["settings"], defaultdict(dict)
+    settings = results["settings"]
+    cells: dict[tuple[str, str], dict[str, Any]] = defaultdict(dict)
     for row in results["rows"]:
         cells[row["system"], row["case"]][row["metric"]] = row
     yield f"# Churn: {settings['data']}, {settings['nodes']} nodes, top {settings['k']}"
     yield ""
     yield (
-        f"Simulated mesh, real trained parts. {settings['requests']:,} requests a condition at {settings['rate_hz']:g} a second, "
-        f"deadline {settings['deadline_ms']:g} ms, round trip {settings['round_trip_ms']:g} ms; mean and standard deviation over "
-        f"{settings['seeds']} choices of the failing nodes. Slow: computing takes {settings['slow_factor']:g} times as long. Lossy: each "
-        f"message is lost with probability {settings['loss']:g}. Counting starts when the fault strikes; requests go to nodes "
-        "that are well."
+        f"Simulated mesh, real trained parts (split {settings['split']}). {settings['requests']:,} requests a condition at "
+        f"{settings['rate_hz']:g} a second, deadline {settings['deadline_ms']:g} ms, round trip {settings['round_trip_ms']:g} ms; mean and "
+        f"standard deviation over {settings['seeds']} choices of the failing nodes. Slow: computing takes {settings['slow_factor']:g} times "
+        f"as long. Lossy: each message is lost with probability {settings['loss']:g}. Counting starts when the fault strikes; requests go to "
+        "nodes that are well. Degraded: answered, but not by all whom the node had asked first."
     )
-    systems = [routing.value for routing in Routing]
     for fault in FAULTS:
-        yield ""
-        yield f"## {fault.capitalize()} nodes"
-        yield ""
-        heads = [f"{metric}, {system}" for metric in ("accuracy %", "p99 ms", "degraded %") for system in systems]
+        yield from ("", f"## {fault.capitalize()} nodes", "")
+        heads = [f"{metric}, {system.name}" for metric in ("accuracy %", "p99 ms", "degraded %") for system in SYSTEMS]
         yield "| share | " + " | ".join(heads) + " |"
         yield "|" + "---|" * (1 + len(heads))
         for share in SHARES:
-            found = [cells[system, f"{fault} {share:g}"] for system in systems]
+            found = [cells[system.name, f"{fault} {share:g}"] for system in SYSTEMS]
             words = [f"{100 * one['accuracy']['value']:.1f} ± {100 * one['accuracy']['std']:.1f}" for one in found]
             words += [f"{one['p99']['value']:.0f}" for one in found] + [f"{100 * one['degraded']['value']:.1f}" for one in found]
             yield f"| {share:g} | " + " | ".join(words) + " |"
-    wired = [key for key in cells if key[0].startswith("wire") or key[0].startswith("world")]
+    yield from _wire_lines(cells)
+
+
+def _wire_lines(cells: Mapping[tuple[str, str], Mapping[str, Any]]) -> Iterator[str]:
+    wired = [key for key in cells if key[0].startswith(("wire", "world"))]
     if wired:
-        yield ""
-        yield "## Does the world tell the truth? The same nodes killed in a mesh of processes"
-        yield ""
+        yield from ("", "## Does the world tell the truth? The same nodes killed in a mesh of processes", "")
         yield "| case | system | accuracy % | answered % | degraded % | p50 ms | p99 ms |"
         yield "|---|---|---|---|---|---|---|"
     for system, case in wired:
@@ -335,13 +347,11 @@ class _Silent:
 def _measure(parts: Parts, *, seeds: int, passes: int, progress: Progress) -> dict[tuple[str, str], list[dict[str, float]]]:
     measured: dict[tuple[str, str], list[dict[str, float]]] = defaultdict(list)
     for seed in range(seeds):
-        for routing in Routing:
-            well = serve(parts, Condition(FAULTS[0], 0.0, routing), seed=seed, passes=passes)
+        for system in SYSTEMS:
+            well = serve(parts, Condition(FAULTS[0], 0.0, system), seed=seed, passes=passes)
             for fault in FAULTS:
                 for share in SHARES:
-                    condition = Condition(fault, share, routing)
-                    measured[routing.value, condition.case].append(
-                        well if share == 0 else serve(parts, condition, seed=seed, passes=passes)
-                    )
+                    condition = Condition(fault, share, system)
+                    measured[system.name, condition.case].append(well if share == 0 else serve(parts, condition, seed=seed, passes=passes))
         progress.stage("churn", seed + 1, seeds)
     return dict(measured)

@@ -99,46 +99,32 @@ def simulate(
     options = WorldOptions(k=k, workers=workers, deadline_s=deadline_ms / 1000, loss=loss, tail=parse_tail(tail))
     layout = ring(nodes, neighbours=neighbours, replicas=replicas)
     offered = arrivals(requests, rate, trace, seed)
-    wall_s, cpu_s = time.perf_counter(), time.process_time()
+    began = time.perf_counter(), time.process_time()
     network = _network(rtt, rtt_dir, nodes, numpy_generator(seed, "places"))
     world = World(options, layout, network, GateTable(neighbours + 1, numpy_generator(seed, "gates")), seed=seed)
     left = leaving.schedule(world.clock, world.members, random.Random(derive_seed(seed, "churn")), offered.times_s[-1])
     tally = world.run(offered)
-    wall_s, cpu_s = time.perf_counter() - wall_s, time.process_time() - cpu_s
-    results = {
-        "nodes": nodes,
-        "neighbours": neighbours,
-        "replicas": replicas,
-        "k": k,
-        "workers": workers,
-        "deadline_ms": deadline_ms,
-        "rate_hz": rate,
-        "churn_hz": churn,
-        "loss": loss,
-        "tail": tail,
-        "trace": None if trace is None else trace.name,
-        "rtt": rtt,
-        "seed": seed,
-        "virtual_s": offered.times_s[-1],
-        "nodes_left": dict(sorted(Counter(way for _, way, _ in left).items())),
-        **tally.figures(),
-        "simulator": {
-            "wall_s": wall_s,
-            "cpu_s": cpu_s,
-            "cpu_us_per_request": 1e6 * cpu_s / requests,
-            "events_per_cpu_s": tally.events / cpu_s,
-            "python": platform.python_version(),
-        },
-    }
+    results: dict[str, Any] = {"nodes": nodes, "neighbours": neighbours, "replicas": replicas, "k": k, "workers": workers}
+    results |= {"deadline_ms": deadline_ms, "rate_hz": rate, "churn_hz": churn, "loss": loss, "tail": tail, "seed": seed}
+    results |= {"trace": None if trace is None else trace.name, "rtt": rtt, "virtual_s": offered.times_s[-1]}
+    results |= {"nodes_left": dict(sorted(Counter(way for _, way, _ in left).items())), **tally.figures()}
+    results["simulator"] = _speed(tally, time.perf_counter() - began[0], time.process_time() - began[1])
     if out is not None:
         write_json(out / "results.json", results)
         write_bytes(out / "simulation.png", _picture(tally, offered))
-    if as_json:
-        say(json.dumps(results))
-    else:
-        for line in as_table(results):
-            say(line)
+    for line in [json.dumps(results)] if as_json else as_table(results):
+        say(line)
     return results
+
+
+def _speed(tally: Tally, wall_s: float, cpu_s: float) -> dict[str, Any]:
+    return {
+        "wall_s": wall_s,
+        "cpu_s": cpu_s,
+        "cpu_us_per_request": 1e6 * cpu_s / tally.offered,
+        "events_per_cpu_s": tally.events / cpu_s,
+        "python": platform.python_version(),
+    }
 
 
 def parse_tail(text: str) -> Tail:

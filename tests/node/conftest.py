@@ -7,6 +7,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,7 +17,11 @@ from nmoe.core.bundle import Bundle, ModelSpec, Provenance, read_bundle, write_b
 from nmoe.core.seeds import torch_generator
 from nmoe.moe import Mixture, MixtureOutput, TopKGate, build, node_model
 from nmoe.moe.layer import combine
-from nmoe.node import MemoryHub, MeshClient, NodeOptions, NodeRunner, NodeView
+from nmoe.node import MemoryHub, MeshClient, NodeOptions, NodeRunner, NodeView, TensorFormat, Transport
+from nmoe.node.bank import NodeCompute
+from nmoe.node.messages import CardReply, encode
+from nmoe.node.newcomers import Newcomers
+from nmoe.node.transport.base import OnQuery, Service
 
 IMAGE_SHAPE = (8, 8, 1)
 NUM_CLASSES = 10
@@ -148,6 +154,23 @@ def serve(eventually: Callable[..., None], peers: Callable[[NodeView], tuple[str
             yield hub, client, runners
 
     return serving
+
+
+@pytest.fixture(scope="session")
+def pose() -> Callable[..., None]:
+    """Pose as a node: announce a transport with the card of a bundle, changed at will, and answer expert requests by a handler, or not."""
+
+    def posing(transport: Transport, bundle: Bundle, on_query: OnQuery | None = None, **changes: object) -> None:
+        newcomers = Newcomers(bundle, NodeCompute(bundle), ask=transport.ask)
+        told = newcomers.own_card(tuple(TensorFormat), draining=False, gradients=False, rows_per_s=0)
+        means = changes.pop("prototypes", told.prototypes)
+        assert isinstance(means, np.ndarray)
+        data = encode(CardReply(card=msgspec.structs.replace(told.card, **changes), prototypes=means))
+        transport.serve(Service.CARD, lambda _, respond: respond(data))
+        transport.serve(Service.EXPERT, (lambda data, respond: None) if on_query is None else on_query)
+        transport.announce()
+
+    return posing
 
 
 @pytest.fixture(scope="session")

@@ -82,11 +82,17 @@ def test_both_mixes(mix: str, mesh: Any, new_mesh: Meshes, images: Tensor, serve
 def without(mesh: Any, images: Tensor, lost: int, *, replaced: bool) -> Tensor:
     """The experts [batch, 2] behind node-0's answer when one fails after the gate has chosen it.
 
-    Its samples go to node-0's own expert, where that has not been chosen: all other peers have been asked about these requests already.
+    Its samples go to the next best expert of a node that has not been asked about these images yet, or to node-0's own.
     """
     experts = mesh.reference(0, images, k=2).routing.experts.clone()
-    free = ~(experts == 0).any(dim=1, keepdim=True) & replaced
-    return torch.where(experts == lost, torch.where(free, 0, -1), experts)
+    asked = set(experts.flatten().tolist()) - {0}
+    ranks = mesh.reference(0, images, k=4).routing.experts.tolist()
+    for row in range(len(images)):
+        for slot in range(2):
+            if experts[row, slot] == lost:
+                free = [expert for expert in ranks[row] if expert not in asked and expert not in experts[row]] if replaced else []
+                experts[row, slot] = free[0] if free else -1
+    return experts
 
 
 @pytest.mark.parametrize("fault", ["busy", "frozen", "frozen longer than its lease", "broken"])
@@ -197,8 +203,8 @@ def test_callers_mistakes_are_value_errors(wrong: dict[str, Any], images: Tensor
     with MemoryHub() as hub, MeshClient(hub.transport("client")) as client:
         with pytest.raises(ValueError, match="must be"):
             client.infer("node-0", images, **wrong)
-        with pytest.raises(ValueError, match="images must be uint8"):
-            client.infer("node-0", images.float(), deadline_s=1)
+        with pytest.raises(ValueError, match="images must be uint8 or float32"):
+            client.infer("node-0", images.double(), deadline_s=1)
 
 
 def ask(hub: MemoryHub, service: Service, payload: bytes, *, timeout_s: float = 5) -> bytes | Silence:
@@ -211,7 +217,7 @@ def ask(hub: MemoryHub, service: Service, payload: bytes, *, timeout_s: float = 
 @pytest.mark.parametrize("service", list(Service))
 @pytest.mark.parametrize("payload", [b"", b"nonsense", b"NMOE\x01\x01", NO_REQUEST])
 def test_damaged_requests_are_refused_and_fail_alone(mesh: Any, images: Tensor, serve: Any, service: Service, payload: bytes) -> None:
-    with serve(mesh) as (hub, client, _):
+    with serve(mesh, options=NodeOptions(gradients=True)) as (hub, client, _):
         reply = ask(hub, service, payload)
         assert isinstance(reply, bytes)
         message = decode(reply)
@@ -228,10 +234,10 @@ def test_expert_requests_of_wrong_width_or_too_late_are_refused(mesh: Any, serve
             assert isinstance(reply, bytes)
             message = decode(reply)
             assert isinstance(message, Refusal)
-            assert message.code is code
+            assert (message.code, message.request) == (code, 3)
 
 
-def test_a_full_node_refuses_at_once(mesh: Any, images: Tensor, serve: Any, eventually: Any, peers: Any) -> None:
+def test_a_full_node_refuses_at_once(mesh: Any, images: Tensor, pose: Any, eventually: Any, peers: Any) -> None:
     bundle = mesh.bundles[0]
     with (
         MemoryHub(lease_s=None) as hub,
@@ -239,8 +245,7 @@ def test_a_full_node_refuses_at_once(mesh: Any, images: Tensor, serve: Any, even
         hub.transport("node-1") as silent,
         MeshClient(hub.transport("client")) as client,
     ):
-        silent.serve(Service.EXPERT, lambda data, respond: None)
-        silent.announce()
+        pose(silent, mesh.bundles[1])
         eventually(lambda: peers(runner.view()) == ("node-1",))
         first = threading.Thread(target=lambda: client.infer("node-0", images, deadline_s=1.0))
         first.start()
@@ -251,11 +256,10 @@ def test_a_full_node_refuses_at_once(mesh: Any, images: Tensor, serve: Any, even
         client.infer("node-0", images, deadline_s=1.0)
 
 
-def test_stopping_answers_what_is_in_progress(mesh: Any, images: Tensor, serve: Any, eventually: Any, peers: Any) -> None:
+def test_stopping_answers_what_is_in_progress(mesh: Any, images: Tensor, pose: Any, eventually: Any, peers: Any) -> None:
     with MemoryHub(lease_s=None) as hub, hub.transport("node-1") as silent, MeshClient(hub.transport("client")) as client:
         runner = NodeRunner(mesh.bundles[0], hub.transport("node-0"))
-        silent.serve(Service.EXPERT, lambda data, respond: None)
-        silent.announce()
+        pose(silent, mesh.bundles[1])
         runner.start()
         eventually(lambda: peers(runner.view()) == ("node-1",))
         threading.Timer(0.2, runner.stop).start()
@@ -288,7 +292,7 @@ def test_a_damaged_bundle_does_not_start(mesh: Any, new_mesh: Meshes, tmp_path: 
 def test_a_batch_too_large_for_the_messages_about_it_is_refused(
     mesh: Any, images: Tensor, serve: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nmoe.node.runner.MAX_MESSAGE_BYTES", 1024 + 10 * 4 * 128)
+    monkeypatch.setattr("nmoe.node.runner.MAX_MESSAGE_BYTES", 4096 + 10 * 4 * 128)
     with serve(mesh) as (_, client, _):
         with pytest.raises(MeshError, match="at most 10 images at once, 11 came"):
             client.infer("node-0", images[:11], deadline_s=5)

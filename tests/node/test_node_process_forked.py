@@ -17,12 +17,13 @@ import psutil
 import pytest
 
 from nmoe.core.errors import MeshError
-from nmoe.node import nursery
+from nmoe.node import NodeSettings, nursery
 from nmoe.node.nursery import check_one_thread, run_nodes
 from nmoe.node.process import free_ports
 
 STRICT = ("-W", "error", "-W", "ignore:'click.:DeprecationWarning")  # the latter are typer's
 Start = Callable[..., subprocess.Popen[str]]
+SETTINGS = NodeSettings(mesh="m", listen="tcp/127.0.0.1:1")
 
 
 class NotToBeForkedError(Exception):
@@ -221,7 +222,7 @@ def test_a_mesh_names_the_node_that_ended_and_goes_on(run_folder: Path, start: S
 
 def test_one_endpoint_per_bundle_is_wanted(mesh: Any) -> None:
     with pytest.raises(ValueError, match="one endpoint to listen on per bundle wanted, got 1 for 2 bundles"):
-        run_nodes(mesh.folders[:2], mesh="m", listen=["tcp/127.0.0.1:1"])
+        run_nodes(mesh.folders[:2], SETTINGS, listen=["tcp/127.0.0.1:1"])
 
 
 def test_a_process_with_threads_is_not_forked() -> None:
@@ -238,10 +239,10 @@ def test_a_process_with_threads_is_not_forked() -> None:
 
 def test_where_there_is_no_fork_one_node_is_served_and_several_are_refused(mesh: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     served = []
-    monkeypatch.setattr(nursery, "run_node", lambda bundle, **_: served.append(bundle))
+    monkeypatch.setattr(nursery, "run_node", lambda bundle, *_, **__: served.append(bundle))
     monkeypatch.setattr(nursery, "Forker", NotToBeForkedError)
     monkeypatch.setattr(sys, "platform", "win32")
-    run_nodes(mesh.folders[:1], mesh="m", listen=["tcp/127.0.0.1:1"])
+    run_nodes(mesh.folders[:1], SETTINGS, listen=["tcp/127.0.0.1:1"])
     assert served == mesh.folders[:1]
     with pytest.raises(MeshError, match=r"^win32 cannot fork: start each node by its own command, nmoe node BUNDLE$"):
-        run_nodes(mesh.folders[:2], mesh="m", listen=["tcp/127.0.0.1:1", "tcp/127.0.0.1:2"])
+        run_nodes(mesh.folders[:2], SETTINGS, listen=["tcp/127.0.0.1:1", "tcp/127.0.0.1:2"])

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from torch import Tensor
 
 from nmoe.core.errors import MeshError
-from nmoe.node import MeshClient, NodeRunner, TlsFiles, ZenohTransport, connect
+from nmoe.node import MeshClient, NodeRunner, TlsFiles, ZenohSettings, ZenohTransport, connect
 from nmoe.node.messages import Refusal, RefusalCode, decode
 from nmoe.node.process import free_ports
 from nmoe.node.transport.base import Service, Silence
@@ -34,8 +34,9 @@ def transports() -> Iterator[Transports]:
     with ExitStack() as stack:
 
         def make(name: str | None, listen: str, seeds: list[str], **more: Any) -> ZenohTransport:
-            arguments = {"mesh": "test", "fingerprint": "f" * 64} | more
-            return stack.enter_context(ZenohTransport(name=name, listen=listen, seeds=seeds, **arguments))
+            settings = {"mesh": "test", "listen": (listen,), "seeds": tuple(seeds)} | more
+            fingerprint = settings.pop("fingerprint", "f" * 64)
+            return stack.enter_context(ZenohTransport(ZenohSettings(**settings), name=name, fingerprint=fingerprint))
 
         yield make
 
@@ -56,14 +57,15 @@ def watched(transport: ZenohTransport) -> set[str]:
     return alive
 
 
-def test_three_nodes_answer_as_the_mixture(mesh: Any, images: Tensor, eventually: Any) -> None:
+def test_three_nodes_answer_as_the_mixture(mesh: Any, images: Tensor, eventually: Any, peers: Any) -> None:
     places = endpoints(3)
     bundles = mesh.bundles[:3]
     with ExitStack() as stack:
         runners = []
         for bundle, place in zip(bundles, places, strict=True):
             card = bundle.card
-            transport = ZenohTransport(mesh="test", name=card.node, fingerprint=card.extractor_fingerprint, listen=place, seeds=places[:1])
+            settings = ZenohSettings(mesh="test", listen=(place,), seeds=places[:1])
+            transport = ZenohTransport(settings, name=card.node, fingerprint=card.extractor_fingerprint)
             runners.append(stack.enter_context(NodeRunner(bundle, transport)))
         client = stack.enter_context(connect("test", places[:1]))
         client.wait_for(["node-0", "node-1", "node-2"], timeout_s=10)

@@ -74,8 +74,9 @@ class Transport(ABC):
 
     @abstractmethod
     def rejoin(self) -> None:
-        """Leave the mesh and join it anew, under the same name: this process did not run for longer than the others wait. Does not
-        block.
+        """Leave the mesh and join it anew under the same name, in the background.
+
+        For a process that did not run for longer than the others wait.
         """
 
     @abstractmethod

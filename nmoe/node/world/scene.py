@@ -133,11 +133,13 @@ class Layout:
     peers: tuple[tuple[int, ...], ...]
 
 
-def complete(names: Sequence[str]) -> Layout:
-    """Return the mesh where everybody knows everybody and every node serves its own expert."""
-    everybody, names = range(len(names)), tuple(names)
+def complete(names: Sequence[str], *, replicas: int = 1) -> Layout:
+    """Return the mesh where everybody knows everybody; ``replicas`` nodes serve each expert, which is named like the first of them."""
+    names = tuple(names)
+    nodes = tuple(name if copy == 0 else f"{name}-{copy}" for copy in range(replicas) for name in names)
+    everybody = range(len(nodes))
     peers = tuple(tuple(other for other in everybody if other != node) for node in everybody)
-    return Layout(names, names, (names,) * len(names), peers)
+    return Layout(nodes, names * replicas, (names,) * len(nodes), peers)
 
 
 def ring(nodes: int, *, neighbours: int, replicas: int) -> Layout:

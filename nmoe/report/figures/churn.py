@@ -6,9 +6,14 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from nmoe.report.figures.style import BLUE, ORANGE, SLATE, new_figure, styled
+from nmoe.report.figures.style import BLUE, GREEN, ORANGE, SLATE, new_figure, styled
 
-SYSTEMS = (("both", "gate and links", BLUE, "-", "o"), ("gate", "gate only", ORANGE, "--", "s"), ("link", "links only", SLATE, ":", "^"))
+SYSTEMS = (
+    ("both, 2 per expert", "gate and links, 2 nodes per expert", GREEN, "-", "D"),
+    ("both", "gate and links", BLUE, "-", "o"),
+    ("gate", "gate only", ORANGE, "--", "s"),
+    ("link", "links only", SLATE, ":", "^"),
+)
 FAULTS = (("lost", "lost (killed)"), ("slow", "slow"), ("lossy", "lossy"))
 
 
@@ -34,7 +39,7 @@ def churn_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     axes[1][0].set_ylabel("p99, ms")
     axes[1][0].set_ylim(bottom=0)
     handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower left", ncols=3, handlelength=2.4)
+    figure.legend(handles, labels, loc="outside lower left", ncols=4, columnspacing=1.2, handlelength=2.0, fontsize=7.8)
     return figure
 
 

@@ -184,7 +184,6 @@ class FakeService(NodeService):
         return self.reload_reason
 
 
-
 Serve = Callable[..., HttpServer]
 
 
