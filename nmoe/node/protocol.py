@@ -31,7 +31,6 @@ from nmoe.node.events import (
     Event,
     ExpertGroup,
     Failure,
-    FetchCard,
     InferArrived,
     OwnAnswered,
     PeerAnswered,
@@ -39,7 +38,6 @@ from nmoe.node.events import (
     PeerFailed,
     PeerRejected,
     PeerUp,
-    Probe,
     Probed,
     ProbeDue,
     Queue,
@@ -51,8 +49,8 @@ from nmoe.node.events import (
     TimerFired,
 )
 from nmoe.node.flight import Dispatch, Flight, Request, Role, State
-from nmoe.node.links import Circuit, Link
-from nmoe.node.messages import ExpertCard, RefusalCode, TensorFormat
+from nmoe.node.messages import RefusalCode, TensorFormat
+from nmoe.node.neighbours import Neighbours
 from nmoe.node.plan import Routing
 from nmoe.node.reach import Reach
 
@@ -107,9 +105,8 @@ class Origin:
 
     def __init__(self, rules: Rules, draw: random.Random) -> None:
         self.rules = rules
-        self.experts = list(rules.experts)
-        self.links: dict[str, Link] = {}
-        self.servers: dict[int, list[str]] = {}  # by expert: admitted peers that serve it
+        self.neighbours = Neighbours(rules)
+        self.experts, self.links, self.servers = self.neighbours.experts, self.neighbours.links, self.neighbours.servers
         self.requests: dict[int, Request] = {}
         self.flights: dict[int, Flight] = {}
         self.rows_in_progress = 0
@@ -117,21 +114,6 @@ class Origin:
         self.answered_rows: dict[int, int] = {}
         self.reach = Reach(rules, self.links, self.servers, draw)
         self._hedge_credit = 1.0
-        self._handlers: Mapping[type, Callable[..., list[Effect]]] = {
-            PeerUp: self._peer_up,
-            PeerDown: self._peer_down,
-            CardArrived: self._card_arrived,
-            PeerRejected: self._peer_rejected,
-            InferArrived: self._infer_arrived,
-            Scored: self._scored,
-            OwnAnswered: self._own_answered,
-            ComputeFailed: self._compute_failed,
-            PeerAnswered: self._peer_answered,
-            PeerFailed: self._peer_failed,
-            TimerFired: self._timer_fired,
-            ProbeDue: self._probe_due,
-            Probed: self._probed,
-        }
 
     def step(self, event: Event, now_s: float) -> list[Effect]:
         """Decide what follows from one event.
@@ -143,37 +125,25 @@ class Origin:
         Returns:
             What is to be done, in order.
         """
-        return self._handlers[type(event)](event, now_s)
+        return _HANDLERS[type(event)](self, event, now_s)
 
     # Membership
 
     def expert_index(self, name: str) -> int | None:
         """Return the gate's output for an expert, None if it has none."""
-        return self.experts.index(name) if name in self.experts else None
+        return self.neighbours.expert_index(name)
 
     def add_expert(self, name: str) -> int:
         """Give the gate one more output (its scores must have it from now on); return its index."""
-        self.experts.append(name)
-        for link in self.links.values():
-            if link.card is not None and name in link.card.experts:
-                self._admit(link, link.card)
-        return len(self.experts) - 1
+        return self.neighbours.add_expert(name)
 
     def _peer_up(self, event: PeerUp, now_s: float) -> list[Effect]:
-        rules = self.rules
-        if event.peer == rules.name or (rules.neighbours is not None and event.peer not in rules.neighbours):
-            return []
-        link = self.links.setdefault(event.peer, Link(event.peer))
-        link.appeared()
-        return [FetchCard(event.peer)]  # it may have changed
+        return self.neighbours.peer_up(event)
 
     def _peer_down(self, event: PeerDown, now_s: float) -> list[Effect]:
-        link = self.links.get(event.peer)
-        if link is None or not link.up:
-            return []
-        link.up = False
-        self._dismiss(link)
         effects: list[Effect] = []
+        if not self.neighbours.peer_down(event):
+            return effects
         for flight in list(self.flights.values()):
             for dispatch in flight.dispatches:
                 if dispatch.peer == event.peer and dispatch.state is _WAITING:
@@ -182,32 +152,18 @@ class Origin:
         return effects
 
     def _card_arrived(self, event: CardArrived, now_s: float) -> list[Effect]:
-        link = self.links.get(event.peer)
-        if link is None or not link.up:
-            return []
-        link.heard(event.round_trip_s)
-        link.rejected, link.draining = None, event.card.draining
-        self._admit(link, event.card)
+        self.neighbours.card_arrived(event)
         return []
 
     def _peer_rejected(self, event: PeerRejected, now_s: float) -> list[Effect]:
-        link = self.links.setdefault(event.peer, Link(event.peer))
-        link.rejected = event.reason
-        self._dismiss(link)
+        self.neighbours.peer_rejected(event)
         return []
 
-    def _admit(self, link: Link, card: ExpertCard) -> None:
-        self._dismiss(link)
-        link.card = card
-        for name in card.experts:
-            expert = self.expert_index(name)
-            if expert is not None:
-                self.servers.setdefault(expert, []).append(link.peer)
+    def _probe_due(self, event: ProbeDue, now_s: float) -> list[Effect]:
+        return self.neighbours.probe_due(event, now_s)
 
-    def _dismiss(self, link: Link) -> None:
-        for peers in self.servers.values():
-            if link.peer in peers:
-                peers.remove(link.peer)
+    def _probed(self, event: Probed, now_s: float) -> list[Effect]:
+        return self.neighbours.probed(event, now_s)
 
     # Requests
 
@@ -379,21 +335,6 @@ class Origin:
             return []
         return [SetTimer(flight.open_requests[0].number, max(min(times), now_s))]
 
-    # Circuits
-
-    def _probe_due(self, event: ProbeDue, now_s: float) -> list[Effect]:
-        link = self.links[event.peer]
-        if link.circuit is not Circuit.OPEN:
-            return []
-        if not link.up:
-            return [SetProbe(link.peer, now_s + link.pause_s)]
-        link.circuit = Circuit.PROBING
-        return [Probe(link.peer)]
-
-    def _probed(self, event: Probed, now_s: float) -> list[Effect]:
-        link = self.links[event.peer]
-        return [SetProbe(link.peer, now_s + link.pause_s)] if link.probed(alive=event.alive) else []
-
     # Answers
 
     def _progress(self, flight: Flight) -> list[Effect]:
@@ -426,3 +367,20 @@ class Origin:
     def _forget(self, request: Request) -> None:
         del self.requests[request.number]
         self.rows_in_progress -= request.rows
+
+
+_HANDLERS: Mapping[type, Callable[..., list[Effect]]] = {
+    PeerUp: Origin._peer_up,
+    PeerDown: Origin._peer_down,
+    CardArrived: Origin._card_arrived,
+    PeerRejected: Origin._peer_rejected,
+    InferArrived: Origin._infer_arrived,
+    Scored: Origin._scored,
+    OwnAnswered: Origin._own_answered,
+    ComputeFailed: Origin._compute_failed,
+    PeerAnswered: Origin._peer_answered,
+    PeerFailed: Origin._peer_failed,
+    TimerFired: Origin._timer_fired,
+    ProbeDue: Origin._probe_due,
+    Probed: Origin._probed,
+}

@@ -308,9 +308,13 @@ def as_markdown(results: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"Simulated mesh, real trained parts (split {settings['split']}). {settings['requests']:,} requests a condition at "
         f"{settings['rate_hz']:g} a second, deadline {settings['deadline_ms']:g} ms, round trip {settings['round_trip_ms']:g} ms; mean and "
-        f"standard deviation over {settings['seeds']} choices of the failing nodes. Slow: computing takes {settings['slow_factor']:g} times "
-        f"as long. Lossy: each message is lost with probability {settings['loss']:g}. Counting starts when the fault strikes; requests go to "
-        "nodes that are well. Degraded: answered, but not by all whom the node had asked first."
+        f"standard deviation over {settings['seeds']} choices of the failing nodes."
+    )
+    yield ""
+    yield (
+        f"Slow: computing takes {settings['slow_factor']:g} times as long. Lossy: each message is lost with probability "
+        f"{settings['loss']:g}. Counting starts when the fault strikes; requests go to nodes that are well. Degraded: answered, but not by "
+        "all whom the node had asked first. Links alone know nothing of the task; they are a control."
     )
     for fault in FAULTS:
         yield from ("", f"## {fault.capitalize()} nodes", "")

@@ -145,9 +145,9 @@ async def _latency(mesh: MeshProcesses, seeds: Sequence[str], images: Tensor) ->
             middle_s = time.perf_counter()
             connection.request("POST", "/v2/models/nmoe/infer", body, {"Content-Type": "application/json"})
             response = connection.getresponse()
-            response.read()
+            said = response.read()
             if response.status != 200:
-                raise NmoeError(f"HTTP answered {response.status}")
+                raise NmoeError(f"HTTP answered {response.status}: {said.decode()[:200]}")
             if number >= 20:
                 direct.append(middle_s - began_s)
                 over_http.append(time.perf_counter() - middle_s)

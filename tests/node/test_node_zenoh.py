@@ -189,7 +189,7 @@ def test_names_are_one_word(transports: Transports, name: str) -> None:
 
 
 def certificates(folder: Path) -> dict[str, TlsFiles]:
-    """Two members signed by one authority, and a stranger signed by itself."""
+    """Three members signed by one authority, and a stranger signed by itself."""
     now = dt.datetime.now(dt.UTC)
 
     def sign(name: str, issuer: str, signer: ec.EllipticCurvePrivateKey | None, *, is_ca: bool) -> ec.EllipticCurvePrivateKey:
@@ -214,10 +214,11 @@ def certificates(folder: Path) -> dict[str, TlsFiles]:
     authority = sign("authority", "authority", None, is_ca=True)
     sign("one", "authority", authority, is_ca=False)
     sign("two", "authority", authority, is_ca=False)
+    sign("node-0", "authority", authority, is_ca=False)
     sign("stranger", "stranger", None, is_ca=True)
     return {
         name: TlsFiles(root_ca=folder / "authority.pem", certificate=folder / f"{name}.pem", private_key=folder / f"{name}.key")
-        for name in ("one", "two", "stranger")
+        for name in ("one", "two", "node-0", "stranger")
     }
 
 
@@ -245,7 +246,7 @@ def test_the_command_line_serves_and_asks_over_mutual_tls(mesh: Any, tmp_path: P
     endpoint = f"tls/127.0.0.1:{free_ports(1)[0]}"
     np.savez(tmp_path / "new.npz", images=np.zeros((2, *mesh.bundles[0].card.image_shape), np.uint8))
     nmoe = [sys.executable, "-m", "nmoe"]
-    serve = [*nmoe, "node", str(mesh.folders[0]), "--listen", endpoint, *words(files["one"]), "--exit-with-parent"]
+    serve = [*nmoe, "node", str(mesh.folders[0]), "--listen", endpoint, *words(files["node-0"]), "--exit-with-parent"]
     with subprocess.Popen(serve, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as node:
         assert node.stdout is not None
         assert node.stdout.readline().startswith("ready node-0 tls/")

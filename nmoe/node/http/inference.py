@@ -43,12 +43,15 @@ class InferCall:
     outputs: tuple[tuple[str, bool], ...]
 
 
+_ABSENT = msgspec.Raw()
+
+
 class _Input(msgspec.Struct, forbid_unknown_fields=True):
     name: str
     shape: list[int]
     datatype: str
     parameters: dict[str, Value] = {}
-    data: msgspec.Raw | None = None
+    data: msgspec.Raw = _ABSENT
 
 
 class _Output(msgspec.Struct, forbid_unknown_fields=True):
@@ -135,9 +138,9 @@ def _images(given: _Input, body: bytearray, end: int, image_shape: tuple[int, in
     size = given.parameters.pop("binary_data_size", None)
     if given.parameters:
         raise Rejected(400, f"no parameter but binary_data_size wanted for 'image', got {shown(sorted(given.parameters))}")
-    if (size is None) == (given.data is None):
+    if (size is None) == (given.data == _ABSENT):
         raise Rejected(400, "either data or binary_data_size wanted for 'image', got both or neither")
-    if given.data is None:
+    if given.data == _ABSENT:
         array = _raw_pixels(given.datatype, shape, size, body, end)
     elif end != len(body):
         raise Rejected(400, f"nothing wanted after the JSON, got {len(body) - end} bytes")

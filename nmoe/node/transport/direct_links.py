@@ -111,8 +111,10 @@ class DirectLinks:
         return way is not None and way.waiting is not None and way.waiting.pop(number, None) is not None
 
     def close(self) -> None:
-        """Close everything; queries under way are settled as gone."""
+        """Close everything; queries under way are settled as gone. A second call does nothing."""
         with self._lock:
+            if not self._open:
+                return
             self._open = False
             self._ways.clear()
         if self._listener is not None:

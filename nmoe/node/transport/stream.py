@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 
 from nmoe.node.messages import MAX_MESSAGE_BYTES
 
@@ -185,6 +186,7 @@ class Loop:
         self._selector = selectors.DefaultSelector()
         self._wake, self._waker = socket.socketpair()
         self._wake.setblocking(False)
+        self._waker.setblocking(False)
         self._selector.register(self._wake, selectors.EVENT_READ, None)
         self._todo: deque[Callable[[], None]] = deque()
         self._streams: set[Stream] = set()
@@ -196,7 +198,11 @@ class Loop:
     def call(self, todo: Callable[[], None]) -> None:
         """Run something on the loop's thread."""
         self._todo.append(todo)
-        self._waker.send(b"\0")
+        self._wake_up()
+
+    def _wake_up(self) -> None:
+        with suppress(OSError):  # it is full, so the thread will wake; or the thread has ended
+            self._waker.send(b"\0")
 
     def listen(self, sock: socket.socket, accept: Callable[[], None]) -> None:
         """Call ``accept`` whenever somebody waits at a listening socket."""
@@ -245,7 +251,7 @@ class Loop:
     def close(self) -> None:
         """Close all streams and end the thread."""
         self._open = False
-        self._waker.send(b"\0")
+        self._wake_up()
         if threading.current_thread() is not self._thread:
             self._thread.join()
 

@@ -198,7 +198,7 @@ class GateTable:
         sharpness: the larger, the surer the gates; 2 puts about 0.8 of the weight of two experts of 17 on the first, our choice.
     """
 
-    def __init__(self, num_experts: int, generator: np.random.Generator, *, rows: int = 8192, sharpness: float = 2.0) -> None:
+    def __init__(self, num_experts: int, generator: np.random.Generator, *, rows: int = 2048, sharpness: float = 2.0) -> None:
         self._rows = list(generator.normal(0, sharpness, size=(rows, 1, num_experts)).astype(np.float32))
 
     def scores(self, node: int, request: int) -> np.ndarray:

@@ -20,7 +20,7 @@ FAULTS = (("lost", "lost (killed)"), ("slow", "slow"), ("lossy", "lossy"))
 @styled
 def churn_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw benchmark rows of ``nmoe bench churn``: a column per fault, accuracy above and the 99th percentile below."""
-    figure = new_figure(4.6, "Accuracy and p99 while nodes fail: links beside the gate")
+    figure = new_figure(4.6, "Accuracy and slowest answers while nodes fail")
     axes = figure.subplots(2, len(FAULTS), sharex=True, sharey="row", squeeze=False)
     for column, (fault, title) in enumerate(FAULTS):
         axes[0][column].set_title(title, fontsize=9, loc="left")

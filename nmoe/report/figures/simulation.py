@@ -47,5 +47,6 @@ def simulation_figure(times_s: np.ndarray, latency_s: np.ndarray, outcome: np.nd
     percent_axis(kinds, "% of requests")
     kinds.set_xlabel("virtual time, s")
     kinds.set_xlim(0, float(edges[-1]))
-    kinds.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=4, borderaxespad=0.2, columnspacing=1.0, handlelength=1.2)
+    handles, labels = kinds.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower left", ncols=4, columnspacing=1.0, handlelength=1.2, fontsize=7.8)
     return figure
