@@ -57,6 +57,9 @@ def node(
         list[str] | None,
         typer.Option(help="Own endpoint (tcp/127.0.0.1:7447 if not given); repeat for more bundles, in order.", metavar="ENDPOINT"),
     ] = None,
+    as_node: Annotated[
+        str | None, typer.Option("--as", help="Own name, for a replica of a bundle served elsewhere; the bundle's if not given.", metavar="NAME")
+    ] = None,
     connect: Connect = None,
     http: Annotated[
         str | None,
@@ -84,6 +87,7 @@ def node(
         from nmoe.node.process import core_list, formats_of
 
     options = NodeOptions(
+        node=as_node,
         workers=workers,
         cpus=None if cpus is None else core_list(cpus),
         formats=formats_of(tensor_format),

@@ -59,7 +59,7 @@ from nmoe.node.protocol import Origin
 from nmoe.node.timers import Timers
 from nmoe.node.transport.base import OnReply, Service, Silence, Transport
 
-CARD_TIMEOUT_S, CARD_TRIES, CARD_PAUSE_S = 1.0, 5, 0.5
+CARD_TIMEOUT_S, CARD_TRIES, CARD_PAUSE_S, AGAIN_S = 1.0, 5, 0.5, 5.0
 PROBE_TIMEOUT_S = 0.25
 MAX_DISPATCHES = 4096  # of one flight; no peer is asked twice
 _SILENCE = {Silence.GONE: Failure.GONE, Silence.TIMEOUT: Failure.TIMEOUT, Silence.FULL: Failure.FULL}
@@ -121,6 +121,7 @@ class Dispatcher:
         self._timers = timers
         self._hooks = hooks
         self._cargo: dict[int, Cargo] = {}
+        self._again: set[str] = set()  # rejected peers to be looked at again
         self._numbers = itertools.count(1)
 
     def watch(self) -> None:
@@ -163,9 +164,18 @@ class Dispatcher:
         self.happen(ComputeFailed(requests, reason))
 
     def reject(self, peer: str, reason: str) -> None:
-        """Do not ask a peer any more, and show why."""
+        """Do not ask a peer any more, and show why; look at its card again after a while: it may only have been slow."""
         self.note_refusal(peer, reason)
         self.happen(PeerRejected(peer, reason))
+        if peer not in self._again:
+            self._again.add(peer)
+            self._timers.at(time.monotonic() + AGAIN_S, lambda: self._look_again(peer))
+
+    def _look_again(self, peer: str) -> None:
+        self._again.discard(peer)
+        link = self.origin.links.get(peer)
+        if link is not None and link.rejected is not None:
+            self._fetch_card(peer, CARD_TRIES)
 
     def ask(self, peer: str, service: Service, payload: bytes, *, timeout_s: float, on_reply: OnReply) -> None:
         """Ask a peer for something besides what the origin decides."""

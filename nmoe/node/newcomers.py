@@ -62,11 +62,13 @@ class Newcomers:
     Args:
         bundle: what the node serves.
         compute: its modules.
+        name: of the node.
         ask: asks a peer, as ``Transport.ask`` does.
         seed: of the examination's questions.
     """
 
-    def __init__(self, bundle: Bundle, compute: NodeCompute, *, ask: Callable[..., None], seed: int = 0) -> None:
+    def __init__(self, bundle: Bundle, compute: NodeCompute, *, name: str, ask: Callable[..., None], seed: int = 0) -> None:
+        self._name = name
         self._ask = ask
         self._lock = threading.Lock()
         self._draw = torch.Generator().manual_seed(seed)
@@ -99,7 +101,7 @@ class Newcomers:
         card, compute = self._bundle.card, self._compute
         own = self._own
         told = ExpertCard(
-            node=card.node,
+            node=self._name,
             version=compute.version,
             experts=(card.node,),
             classes=() if own is None else tuple(own.classes.tolist()),
@@ -136,7 +138,7 @@ class Newcomers:
             questions = quiz(claimed, self._others(peer), generator=self._draw)
         request = ExpertRequest(
             request=1,
-            origin=self._bundle.card.node,
+            origin=self._name,
             deadline_s=EXAM_S,
             format=TensorFormat.FLOAT32,
             experts=(ExpertRows(expert=card.experts[0], version=card.version, rows=None),),

@@ -47,6 +47,8 @@ def run_nodes(bundles: Sequence[Path], settings: NodeSettings, *, listen: Sequen
     if len(bundles) == 1:
         run_node(bundles[0], replace(settings, listen=listen[0]), lifeline=lifeline)
         return
+    if settings.options.node is not None:
+        raise ValueError(f"one name is for one bundle, got {len(bundles)} bundles to serve as {settings.options.node}")
     cards = check_together(bundles)
     if sys.platform in NO_FORK:
         raise MeshError(f"{sys.platform} cannot fork: start each node by its own command, nmoe node BUNDLE")

@@ -26,7 +26,7 @@ def portrait(node: "NodeRunner") -> NodeView:
         experts = tuple(
             ExpertView(
                 expert=name,
-                nodes=tuple(origin.servers.get(index, ())) if name != node.name else (node.name, *origin.servers.get(index, ())),
+                nodes=tuple(origin.servers.get(index, ())) if name != node.expert else (node.name, *origin.servers.get(index, ())),
                 rows_chosen=origin.chosen_rows.get(index, 0),
                 rows_answered=origin.answered_rows.get(index, 0),
             )

@@ -124,7 +124,7 @@ def run_node(bundle_folder: Path, settings: NodeSettings, *, lifeline: int | Non
         torch.set_num_threads(1)
         keep_memory()
         bundle = read_bundle(bundle_folder)
-        name = bundle.card.node
+        name = bundle.card.node if settings.options.node is None else settings.options.node
         _check_certificate(settings, name)
         options = replace(settings.options, mesh=settings.mesh)
         with ExitStack() as stack:

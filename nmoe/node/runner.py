@@ -66,6 +66,7 @@ class NodeOptions:
 
     Attributes:
         mesh: name of the mesh, to be shown.
+        node: own name; None for the bundle's. Under another name a node is a replica: it serves the bundle's expert beside the first.
         workers: threads that compute.
         cpus: cores they may run on; None for any.
         max_requests: infer requests in progress.
@@ -78,6 +79,7 @@ class NodeOptions:
     """
 
     mesh: str = ""
+    node: str | None = None
     workers: int = 1
     cpus: tuple[int, ...] | None = None
     max_requests: int = 64
@@ -105,7 +107,8 @@ class NodeRunner(NodeService):
 
     def __init__(self, bundle: Bundle, transport: Transport, *, folder: Path | None = None, options: NodeOptions | None = None) -> None:
         self.options = options = NodeOptions() if options is None else options
-        self.name = bundle.card.node
+        self.expert = bundle.card.node
+        self.name = self.expert if options.node is None else options.node
         self.transport = transport
         self.http = ""
         self._folder = folder
@@ -127,7 +130,7 @@ class NodeRunner(NodeService):
         rules = Rules(
             name=self.name,
             experts=card.experts,
-            own=card.experts.index(self.name) if self.name in card.experts else None,
+            own=card.experts.index(self.expert) if self.expert in card.experts else None,
             k=card.k,
             in_dim=compute.feature_dim,
             out_dim=card.num_classes,
@@ -135,7 +138,7 @@ class NodeRunner(NodeService):
             max_rows=2 * options.max_rows,
             formats=options.formats,
         )
-        self.newcomers = Newcomers(bundle, compute, ask=transport.ask)
+        self.newcomers = Newcomers(bundle, compute, name=self.name, ask=transport.ask)
         self.dispatcher = Dispatcher(
             Origin(rules, random.Random(options.seed)),
             transport,
@@ -370,7 +373,7 @@ class NodeRunner(NodeService):
 
     def _run_own(self, flight: int, cargo: Cargo) -> None:
         try:
-            (cargo.own,) = self._compute.bank.compute([(self.name, cargo.features)])
+            (cargo.own,) = self._compute.bank.compute([(self.expert, cargo.features)])
         except Exception as error:  # noqa: BLE001
             self.dispatcher.own_failed(flight, f"{type(error).__name__}: {error}")
             return

@@ -1,6 +1,7 @@
 """The simulation and the churn benchmark as recipes: arguments, traces, files and tables."""
 
 import gzip
+import itertools
 import json
 
 import numpy as np
@@ -150,7 +151,7 @@ def test_larger_shares_hit_the_same_nodes_and_more():
     for seed in range(5):
         groups = [set(churn.failing(10, share, seed)) for share in churn.SHARES]
         assert [len(group) for group in groups] == [0, 1, 2, 3, 4, 5, 6]
-        assert all(small <= large for small, large in zip(groups, groups[1:], strict=False))
+        assert all(small <= large for small, large in itertools.pairwise(groups))
 
 
 def test_rows_make_tables_and_a_figure(parts):

@@ -103,12 +103,13 @@ function edges() {
   return found;
 }
 
-const short = (name) => name.length > 16 ? `${name.slice(0, 15)}…` : name;
+const short = (name, most) => name.length > most ? `${name.slice(0, most - 1)}…` : name;
+const order = new Intl.Collator("en", { numeric: true }).compare;
 
 function layout(names, own, width, height) {
   const places = new Map([[own, [width / 2, height / 2, 0]]]);
-  const others = names.filter((name) => name !== own), margin = width < 500 ? 62 : others.length > 12 ? 100 : 84;
-  const across = width / 2 - margin, along = height / 2 - (others.length > 12 ? 100 : 44);
+  const others = names.filter((name) => name !== own), crowded = others.length > 12, narrow = width < 500;
+  const across = width / 2 - (crowded ? (narrow ? 16 : 104) : narrow ? 52 : 84), along = height / 2 - (crowded ? (narrow ? 16 : 100) : 44);
   others.forEach((name, index) => {
     const angle = -Math.PI / 2 + 2 * Math.PI * (index + (others.length === 2 ? 0.5 : 0)) / others.length;
     places.set(name, [width / 2 + across * Math.cos(angle), height / 2 + along * Math.sin(angle), angle]);
@@ -117,7 +118,7 @@ function layout(names, own, width, height) {
 }
 
 function drawNode(name, own, [x, y, angle], crowded) {
-  const label = svg("text", { class: "name" }, short(name));
+  const label = svg("text", { class: "name" }, short(name, crowded ? 13 : 16));
   if (name === own || !crowded) {
     const above = name !== own && Math.sin(angle) < -0.5;
     put(label, { x, y: above ? y - 19 : y + (name === own ? 33 : 28), "text-anchor": "middle" }, []);
@@ -127,7 +128,7 @@ function drawNode(name, own, [x, y, angle], crowded) {
   }
   const radius = name === own ? 15 : crowded ? 7 : 10;
   const group = svg("g", { tabindex: "0", role: "button", "data-node": name },
-    svg("circle", { class: "halo", cx: x, cy: y, r: radius + 5 }), svg("circle", { class: "dot", cx: x, cy: y, r: radius }), label);
+    svg("circle", { class: "halo", cx: x, cy: y, r: radius + 5 }), svg("circle", { class: "dot", cx: x, cy: y, r: radius }), label, svg("title", {}, name));
   group.addEventListener("click", () => choose(name));
   group.addEventListener("keydown", (event) => {
     if (event.key === "Enter" || event.key === " ") { event.preventDefault(); choose(name); }
@@ -137,12 +138,13 @@ function drawNode(name, own, [x, y, angle], crowded) {
 
 function drawGraph(own) {
   const graph = byId("graph"), links = edges();
-  const names = [...new Set([own.node, ...views.map((view) => view.node), ...[...links.values()].flatMap((edge) => edge.ends)])].sort();
+  const names = [...new Set([own.node, ...views.map((view) => view.node), ...[...links.values()].flatMap((edge) => edge.ends)])].sort(order);
   const width = Math.max(280, graph.parentElement.clientWidth - 36), crowded = names.length > 13;
   const height = Math.round(Math.min(width * (width < 500 ? 0.95 : crowded ? 0.85 : 0.62), 640));
   const picture = JSON.stringify([width, names, [...links.keys()].sort()]);
   if (picture !== drawn) {
     const places = layout(names, own.node, width, height), held = document.activeElement && document.activeElement.dataset.node;
+    graph.setAttribute("class", crowded && width < 500 ? "nameless" : "");
     graph.setAttribute("viewBox", `0 0 ${width} ${height}`);
     const paths = [...links.entries()].map(([key, edge]) => {
       const [[x1, y1], [x2, y2]] = edge.ends.map((end) => places.get(end));
@@ -211,7 +213,7 @@ function drawNeighbours(own) {
   if (!own.links.length) return byId("neighbours").replaceChildren(el("p", { class: "quiet" }, "None yet."));
   const total = own.links.reduce((rows, link) => rows + link.rows, 0) || 1;
   const heads = ["Neighbour", "Link", "Round trip", "p50", "p95", "p50 lately", "Queue", "Share", "Loss", "Failed", "Format"];
-  const body = [...own.links].sort((one, other) => other.rows - one.rows || (one.peer < other.peer ? -1 : 1)).map((link) => {
+  const body = [...own.links].sort((one, other) => other.rows - one.rows || order(one.peer, other.peer)).map((link) => {
     const [look, words] = STATES[link.state] || ["bad", link.state], share = link.rows / total;
     const bar = el("span", { class: "bar" }, el("i"));
     bar.firstChild.style.width = `${share * 100}%`;
