@@ -25,6 +25,7 @@ class WriteBundles(Stage):
         gates: the stage that trained the gates.
         image_shape: height, width, channels of an image.
         num_classes: classes the experts tell apart.
+        class_names: their names in order, where the data set has names.
         provenance: recipe, seed, data and revision.
         rounds: always 1.
     """
@@ -34,6 +35,7 @@ class WriteBundles(Stage):
     image_shape: tuple[int, int, int]
     num_classes: int
     provenance: Provenance
+    class_names: tuple[str, ...] = ()
     rounds: int = 1
 
     def start(self, previous: Mapping[str, State]) -> State:
@@ -61,6 +63,7 @@ class WriteBundles(Stage):
             neighbours=tuple(node_name(number) for number in gates.neighbours[node.number]),
             classes_seen=tuple(int(label) for label in node.labels().unique()),
             num_classes=self.num_classes,
+            class_names=self.class_names,
             k=gates.k,
             mix=gates.mix.value,
             image_shape=self.image_shape,

@@ -16,7 +16,6 @@ import numpy as np
 
 from nmoe.core.errors import MessageError
 from nmoe.node.events import (
-    CardArrived,
     ComputeFailed,
     Effect,
     Event,
@@ -28,7 +27,6 @@ from nmoe.node.events import (
     PeerAnswered,
     PeerDown,
     PeerFailed,
-    PeerRejected,
     PeerUp,
     Probe,
     Probed,
@@ -42,9 +40,8 @@ from nmoe.node.events import (
     SetTimer,
     TimerFired,
 )
+from nmoe.node.introductions import Examine, Introductions
 from nmoe.node.messages import (
-    CardReply,
-    CardRequest,
     ExpertReply,
     ExpertRequest,
     ExpertRows,
@@ -57,15 +54,13 @@ from nmoe.node.messages import (
 )
 from nmoe.node.protocol import Origin
 from nmoe.node.timers import Timers
+from nmoe.node.tracing import span_of_message
 from nmoe.node.transport.base import OnReply, Service, Silence, Transport
 
-CARD_TIMEOUT_S, CARD_TRIES, CARD_PAUSE_S, AGAIN_S = 1.0, 5, 0.5, 5.0
 PROBE_TIMEOUT_S = 0.25
 MAX_DISPATCHES = 4096  # of one flight; no peer is asked twice
 _SILENCE = {Silence.GONE: Failure.GONE, Silence.TIMEOUT: Failure.TIMEOUT, Silence.FULL: Failure.FULL}
 _REFUSAL = {RefusalCode.BUSY: Failure.BUSY, RefusalCode.LATE: Failure.LATE, RefusalCode.LEAVING: Failure.LEAVING}
-
-Examine = Callable[[str, CardReply, Callable[[str | None], None]], None]
 
 
 @dataclass(slots=True)
@@ -112,16 +107,13 @@ class Dispatcher:
     def __init__(self, origin: Origin, transport: Transport, timers: Timers, hooks: Hooks) -> None:
         self.origin = origin
         self.lock = threading.Lock()
-        self.cards: dict[str, CardReply] = {}
-        self.refusals: Counter[tuple[str, str]] = Counter()
-        self.refused_at_s: dict[tuple[str, str], float] = {}
+        self.introductions = Introductions(origin, self.lock, transport, timers, happen=self.happen, examine=hooks.examine)
         self.bytes_sent: Counter[str] = Counter()
         self.bytes_out: Counter[str] = Counter()
         self._transport = transport
         self._timers = timers
         self._hooks = hooks
         self._cargo: dict[int, Cargo] = {}
-        self._again: set[str] = set()  # rejected peers to be looked at again
         self._numbers = itertools.count(1)
 
     def watch(self) -> None:
@@ -163,29 +155,9 @@ class Dispatcher:
             requests = () if found is None else tuple(request.number for request in found.open_requests)
         self.happen(ComputeFailed(requests, reason))
 
-    def reject(self, peer: str, reason: str) -> None:
-        """Do not ask a peer any more, and show why; look at its card again after a while: it may only have been slow."""
-        self.note_refusal(peer, reason)
-        self.happen(PeerRejected(peer, reason))
-        if peer not in self._again:
-            self._again.add(peer)
-            self._timers.at(time.monotonic() + AGAIN_S, lambda: self._look_again(peer))
-
-    def _look_again(self, peer: str) -> None:
-        self._again.discard(peer)
-        link = self.origin.links.get(peer)
-        if link is not None and link.rejected is not None:
-            self._fetch_card(peer, CARD_TRIES)
-
     def ask(self, peer: str, service: Service, payload: bytes, *, timeout_s: float, on_reply: OnReply) -> None:
         """Ask a peer for something besides what the origin decides."""
         self._transport.ask(peer, service, payload, timeout_s=timeout_s, on_reply=on_reply)
-
-    def note_refusal(self, who: str, reason: str) -> None:
-        """Count something that was not admitted."""
-        if len(self.refusals) < 256 or (who, reason) in self.refusals:  # names come from the network: bounded
-            self.refusals[who, reason] += 1
-            self.refused_at_s[who, reason] = time.monotonic()
 
     def abandon(self, code: RefusalCode, reason: str) -> None:
         """Refuse whatever is in progress: the node is stopping."""
@@ -223,7 +195,7 @@ class Dispatcher:
             case Refuse():
                 self._hooks.refused(effect)
             case FetchCard():
-                self._fetch_card(effect.peer, CARD_TRIES)
+                self.introductions.meet(effect.peer)
             case Probe():
                 self._probe(effect.peer)
             case SetProbe(peer, at_s):
@@ -246,14 +218,15 @@ class Dispatcher:
         whole = len(cargo.features)
         rows = _union(send.groups, whole)
         features = cargo.features if rows is None else cargo.features[rows]
-        card = self.cards.get(send.peer)
-        version = "" if card is None else card.card.version
+        version = self.introductions.version(send.peer)
         asked = tuple(
             ExpertRows(expert=self.origin.experts[group.expert], version=version, rows=_places(group.rows, rows, whole))
             for group in send.groups
         )
         left_s = max(0.0, send.deadline_s - time.monotonic())
         number = send.flight * MAX_DISPATCHES + send.dispatch
+        pairs = sum(len(group.rows) for group in send.groups)
+        span = span_of_message(cargo.trace, send.peer, pairs)
         request = ExpertRequest(
             request=number,
             origin=self.origin.rules.name,
@@ -261,16 +234,19 @@ class Dispatcher:
             format=send.format,
             experts=asked,
             features=features,
-            trace=cargo.trace,
+            trace="" if span is None else span.traceparent,
         )
         data = encode(request)
         cargo.bytes_sent += len(data)
         self.bytes_sent[send.peer] += len(data)
         self.bytes_out[send.format.value] += len(data)
-        pairs = sum(len(group.rows) for group in send.groups)
-        self._transport.ask(
-            send.peer, Service.EXPERT, data, timeout_s=left_s, on_reply=lambda reply: self._replied(send, number, pairs, cargo, reply)
-        )
+
+        def replied(reply: bytes | Silence) -> None:
+            if span is not None:
+                span.end(reply.value if isinstance(reply, Silence) else "")
+            self._replied(send, number, pairs, cargo, reply)
+
+        self._transport.ask(send.peer, Service.EXPERT, data, timeout_s=left_s, on_reply=replied)
 
     def _replied(self, send: Send, number: int, pairs: int, cargo: Cargo, reply: bytes | Silence) -> None:
         if isinstance(reply, Silence):
@@ -299,7 +275,7 @@ class Dispatcher:
             )
 
     def _nonsense(self, send: Send, why: Failure) -> None:
-        self.note_refusal(send.peer, f"reply {why.value}")
+        self.introductions.note(send.peer, f"reply {why.value}")
         self.happen(PeerFailed(send.flight, send.dispatch, why))
 
     def _probe(self, peer: str) -> None:
@@ -307,52 +283,6 @@ class Dispatcher:
             self.happen(Probed(peer, not isinstance(reply, Silence) and _is(reply, PingReply)))
 
         self._transport.ask(peer, Service.PING, encode(PingRequest()), timeout_s=PROBE_TIMEOUT_S, on_reply=replied)
-
-    # Cards
-
-    def _fetch_card(self, peer: str, tries: int) -> None:
-        asked_s = time.monotonic()
-
-        def replied(reply: bytes | Silence) -> None:
-            if isinstance(reply, Silence):
-                if tries > 1:
-                    self._timers.at(time.monotonic() + CARD_PAUSE_S, lambda: self._fetch_card(peer, tries - 1))
-                else:
-                    self.reject(peer, "does not say what it serves")
-                return
-            try:
-                message = decode_as(reply, CardReply)
-            except MessageError as error:
-                self.reject(peer, f"card: {error}")
-                return
-            if isinstance(message, Refusal):
-                self.reject(peer, f"card refused: {message.reason}")
-                return
-            self._card_replied(peer, message, time.monotonic() - asked_s)
-
-        with self.lock:
-            link = self.origin.links.get(peer)
-            if link is None or not link.up:
-                return
-        self._transport.ask(peer, Service.CARD, encode(CardRequest()), timeout_s=CARD_TIMEOUT_S, on_reply=replied)
-
-    def _card_replied(self, peer: str, message: CardReply, round_trip_s: float) -> None:
-        rules = self.origin.rules
-        card = message.card
-        if card.node != peer:
-            self.reject(peer, f"its card is of {card.node}")
-        elif (card.in_dim, card.out_dim) != (rules.in_dim, rules.out_dim):
-            self.reject(peer, f"its experts map {card.in_dim} numbers to {card.out_dim}, {rules.in_dim} to {rules.out_dim} wanted")
-        else:
-
-            def examined(reason: str | None) -> None:
-                if reason is not None:
-                    self.reject(peer, reason)
-                    return
-                self.cards[peer] = message
-                self.happen(CardArrived(peer, card, round_trip_s))
-
-            self._hooks.examine(peer, message, examined)
 
 
 def all_finite(values: np.ndarray) -> bool:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -27,7 +28,11 @@ from nmoe.node.messages import (
     encode,
     refusal,
 )
+from nmoe.node.tracing import span_of_request
 from nmoe.node.transport.base import Respond, Service, Transport
+
+if TYPE_CHECKING:
+    from nmoe.node.trace import Span
 
 SMALL_ROWS = 64  # up to here a request is computed in one piece, unless a worker is free besides
 WORTH_ROWS = 16  # from here on it is worth waking another worker
@@ -145,6 +150,8 @@ class ExpertServer:
             respond(encode(_refused(self.name, _LateError(), number)))
             return
         parts = [(rows.expert, _gather(request.features, rows.rows)) for rows in request.experts]
+        if (span := span_of_request(request.trace, "compute", request.num_pairs)) is not None:
+            respond = _ending(span, respond)
         pieces = self._pieces([len(rows) for _, rows in parts])
         self.in_progress += 1
         call = _Call(request, respond, arrived_s, len(pieces), [None] * len(parts))
@@ -309,6 +316,16 @@ class ExpertServer:
 
 class _LateError(Exception):
     """Its deadline passed while it waited."""
+
+
+def _ending(span: "Span", respond: Respond) -> Respond:
+    """Return what ends a span when the request is answered."""
+
+    def answer(data: bytes) -> None:
+        span.end()
+        respond(data)
+
+    return answer
 
 
 def _gather(features: np.ndarray, rows: np.ndarray | None) -> np.ndarray:

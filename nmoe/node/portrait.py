@@ -33,8 +33,8 @@ def portrait(node: "NodeRunner") -> NodeView:
             for index, name in enumerate(origin.experts)
         )
     refusals = tuple(
-        RefusedView(who=who, reason=reason, count=count, last_s=dispatcher.refused_at_s[who, reason] - node.started_s)
-        for (who, reason), count in sorted(dispatcher.refusals.items())
+        RefusedView(who=who, reason=reason, count=count, last_s=dispatcher.introductions.refused_at_s[who, reason] - node.started_s)
+        for (who, reason), count in sorted(dispatcher.introductions.refusals.items())
     )
     return NodeView(
         node=node.name,

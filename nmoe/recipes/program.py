@@ -95,7 +95,12 @@ class TrainProgram(Program):
         train = self.data().train
         provenance = Provenance(recipe="train", seed=self.options.seed, data=self.options.data, git_revision=self.revision)
         bundles = WriteBundles(
-            name=BUNDLES, gates=gates, image_shape=train.image_shape, num_classes=train.num_classes, provenance=provenance
+            name=BUNDLES,
+            gates=gates,
+            image_shape=train.image_shape,
+            num_classes=train.num_classes,
+            class_names=train.label_names,
+            provenance=provenance,
         )
         return (self.features(), self.experts(), gates, bundles, self.fedavg())
 

@@ -292,7 +292,7 @@ def test_a_damaged_bundle_does_not_start(mesh: Any, new_mesh: Meshes, tmp_path: 
 def test_a_batch_too_large_for_the_messages_about_it_is_refused(
     mesh: Any, images: Tensor, serve: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nmoe.node.runner.MAX_MESSAGE_BYTES", 4096 + 10 * 4 * 128)
+    monkeypatch.setattr("nmoe.node.desk.MAX_MESSAGE_BYTES", 4096 + 10 * 4 * 128)
     with serve(mesh) as (_, client, _):
         with pytest.raises(MeshError, match="at most 10 images at once, 11 came"):
             client.infer("node-0", images[:11], deadline_s=5)

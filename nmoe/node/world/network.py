@@ -1,5 +1,6 @@
 """Network: how long messages take between simulated nodes. Each node is a copy of a place whose round trips were measured."""
 
+from array import array
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ class Network:
         byte_s: seconds per byte of each node's line; the thinner of two counts.
     """
 
-    half_s: list[float]
+    half_s: "array[float]"
     places: int
     place: list[int]
     byte_s: list[float]
@@ -47,13 +48,12 @@ def matrix_network(round_trip_ms: np.ndarray, nodes: int, generator: np.random.G
     np.fill_diagonal(matrix, LOCAL_MS)
     place = generator.integers(0, len(matrix), nodes)
     byte_s = 1 / (GOODPUT_BYTES_S * generator.lognormal(0, GOODPUT_SPREAD, nodes))
-    half_s: list[float] = (matrix / 2000).ravel().tolist()
-    return Network(half_s, len(matrix), place.tolist(), byte_s.tolist())
+    return Network(array("d", (matrix / 2000).ravel().tolist()), len(matrix), place.tolist(), byte_s.tolist())
 
 
 def uniform_network(nodes: int, *, round_trip_s: float, goodput_bytes_s: float = GOODPUT_BYTES_S) -> Network:
     """Return a network where all round trips and all lines are alike."""
-    return Network([round_trip_s / 2], 1, [0] * nodes, [1 / goodput_bytes_s] * nodes)
+    return Network(array("d", [round_trip_s / 2]), 1, [0] * nodes, [1 / goodput_bytes_s] * nodes)
 
 
 def measured_network(path: Path, key: str | None, nodes: int, generator: np.random.Generator) -> Network:

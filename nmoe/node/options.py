@@ -1,0 +1,37 @@
+"""Options: how a node serves, whatever it serves."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from nmoe.node.messages import TensorFormat
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeOptions:
+    """How a node serves.
+
+    Attributes:
+        mesh: name of the mesh, to be shown.
+        node: own name; None for the bundle's. Under another name a node is a replica: it serves the bundle's expert beside the first.
+        workers: threads that compute.
+        cpus: cores they may run on; None for any.
+        max_requests: infer requests in progress.
+        max_rows: rows that may wait for the workers, in each of their two lines.
+        max_linger_s: how long a free worker may wait for company.
+        formats: tensor formats that may leave this node, most precise first.
+        gradients: whether peers may ask for derivatives of the expert.
+        log: where a line per request is written; None for nowhere.
+        seed: of the choice between replicas.
+    """
+
+    mesh: str = ""
+    node: str | None = None
+    workers: int = 1
+    cpus: tuple[int, ...] | None = None
+    max_requests: int = 64
+    max_rows: int = 8192
+    max_linger_s: float = 0.0005
+    formats: tuple[TensorFormat, ...] = (TensorFormat.FLOAT32, TensorFormat.FLOAT16, TensorFormat.INT8)
+    gradients: bool = False
+    log: Path | None = None
+    seed: int = 0
