@@ -53,3 +53,19 @@ def node(
     from nmoe.recipes.bench_node import bench_node
 
     bench_node(run, soak_s=soak, as_json=as_json, say=typer.echo, note=lambda line: typer.echo(line, err=True))
+
+
+@bench.command()
+def churn(
+    run: Annotated[
+        Path | None, typer.Option(help="Run folder with bundles; trains the demo's mixture if not given.", metavar="DIR")
+    ] = None,
+    wire: Annotated[bool, typer.Option("--wire", help="Check the world against processes that are really killed.")] = False,
+    seeds: Annotated[int, typer.Option(help="Choices of the failing nodes.")] = 3,
+    as_json: AsJson = False,
+    out: Annotated[Path | None, typer.Option(help="Write churn.json, churn.md and churn.png here.", metavar="DIR")] = None,
+) -> None:
+    """Accuracy and slowest answers against the share of nodes lost, slow or lossy: gate only, links only, both."""
+    from nmoe.recipes.bench_churn import bench_churn
+
+    bench_churn(run=run, seeds=seeds, wire=wire, as_json=as_json, out=out, say=typer.echo)

@@ -58,7 +58,8 @@ def node(
         typer.Option(help="Own endpoint (tcp/127.0.0.1:7447 if not given); repeat for more bundles, in order.", metavar="ENDPOINT"),
     ] = None,
     as_node: Annotated[
-        str | None, typer.Option("--as", help="Own name, for a replica of a bundle served elsewhere; the bundle's if not given.", metavar="NAME")
+        str | None,
+        typer.Option("--as", help="Own name; other than the bundle's for a replica of a node served elsewhere.", metavar="NAME"),
     ] = None,
     connect: Connect = None,
     http: Annotated[

@@ -8,10 +8,11 @@ from nmoe.node.mesh import Mesh
 from nmoe.node.mesh_processes import MeshProcesses, NodeProcess
 from nmoe.node.messages import InferReply, StatusReply, TensorFormat
 from nmoe.node.nursery import check_together, run_nodes
+from nmoe.node.options import NodeOptions
 from nmoe.node.plan import Routing
 from nmoe.node.process import NodeSettings, free_ports, run_node
 from nmoe.node.remote import RemoteExperts, RemoteMixture
-from nmoe.node.runner import NodeOptions, NodeRunner
+from nmoe.node.runner import NodeRunner
 from nmoe.node.service import NodeService
 from nmoe.node.transport.base import Transport
 from nmoe.node.transport.config import TlsFiles, ZenohSettings

@@ -13,7 +13,7 @@ from nmoe.node.bank import ExpertBank
 from nmoe.node.batcher import Batch, Batcher
 from nmoe.node.expert_server import ExpertServer
 from nmoe.node.messages import MAX_ROWS, CardReply, CardRequest, ExpertCard, RefusalCode, TensorFormat, decode_as, encode, refusal
-from nmoe.node.runner import NodeOptions
+from nmoe.node.options import NodeOptions
 from nmoe.node.transport.base import Respond, Service, Transport
 from nmoe.node.workers import Workers
 

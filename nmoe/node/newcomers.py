@@ -37,6 +37,8 @@ from nmoe.node.messages import (
     ExpertReply,
     ExpertRequest,
     ExpertRows,
+    Refusal,
+    RefusalCode,
     TensorFormat,
     decode_as,
     encode,
@@ -146,7 +148,7 @@ class Newcomers:
         )
 
         def replied(answer: bytes | Silence) -> None:
-            if isinstance(answer, Silence):
+            if isinstance(answer, Silence) or _busy(answer):
                 if tries > 1:
                     self.examine(peer, reply, verdict, tries=tries - 1)
                 else:
@@ -204,6 +206,15 @@ class Newcomers:
 def _prototypes(reply: CardReply) -> Prototypes:
     classes = torch.tensor(reply.card.classes, dtype=torch.int64)
     return Prototypes(classes=classes, means=torch.from_numpy(np.array(reply.prototypes)), counts=torch.ones_like(classes))
+
+
+def _busy(answer: bytes) -> bool:
+    """Say whether an answer only means that it had no time."""
+    try:
+        message = decode_as(answer, ExpertReply)
+    except MessageError:
+        return False
+    return isinstance(message, Refusal) and message.code in (RefusalCode.BUSY, RefusalCode.LATE, RefusalCode.LEAVING)
 
 
 def _share_right(answer: bytes, expected: Tensor, num_classes: int) -> float | None:

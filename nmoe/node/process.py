@@ -17,7 +17,8 @@ from nmoe.core.errors import MeshError
 from nmoe.node.bank import keep_memory
 from nmoe.node.members import read_members, read_routers
 from nmoe.node.messages import TensorFormat
-from nmoe.node.runner import NodeOptions, NodeRunner
+from nmoe.node.options import NodeOptions
+from nmoe.node.runner import NodeRunner
 from nmoe.node.transport.config import Mode, TlsFiles, ZenohSettings
 from nmoe.node.transport.zenoh import ZenohTransport, open_router, tap_log
 

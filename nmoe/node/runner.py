@@ -131,11 +131,11 @@ class NodeRunner(NodeService):
             self.transport.serve(Service.CARD, self._asked_card)
             self.transport.serve(Service.STATUS, self._asked_status)
             self.transport.serve(Service.INFER, self._asked_infer)
+            self.desk.open = True
             self.transport.announce()
         except BaseException:
             self.stop()
             raise
-        self.desk.open = True
 
     def drain(self, timeout_s: float = DRAIN_S, *, give_up: Callable[[], bool] = lambda: False) -> None:
         """Leave without a failed request: say so, finish what is in progress, withdraw. Blocks.

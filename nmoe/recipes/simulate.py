@@ -1,6 +1,7 @@
 """Simulation of a large mesh in virtual time: the protocol of the wire under measured arrivals and round trips, churn and slow nodes."""
 
 import csv
+import dataclasses
 import gzip
 import json
 import math
@@ -9,6 +10,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,31 +43,11 @@ KNOWN = {"seattle": "seattle_ms", "planetlab": "planetlab_ms"}  # of the file rt
 ROUND_TRIP_S = 0.02  # of all nodes when no measurement is given
 
 
-def simulate(
-    *,
-    nodes: int,
-    requests: int,
-    trace: Path | None = None,
-    rtt: str | None = None,
-    rtt_dir: Path | None = None,
-    rate: float | None = None,
-    neighbours: int = 16,
-    replicas: int = 1,
-    k: int = 2,
-    workers: int = 1,
-    deadline_ms: float = 1000.0,
-    churn: float = 0.0,
-    away_s: float = 5.0,
-    loss: float = 0.0,
-    tail: str = "lognormal:0.5",
-    seed: int = 0,
-    as_json: bool = False,
-    out: Path | None = None,
-    say: Callable[[str], None] = print,
-) -> dict[str, Any]:
-    """Simulate a mesh, print its figures as a table or JSON, and return them.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulateOptions:
+    """What is simulated.
 
-    Args:
+    Attributes:
         nodes: how many, at least 1.
         requests: offered in all, of one sample each, at least 1.
         trace: ``.csv`` or ``.csv.gz`` with a column of arrival times, stretched to the rate; None for Poisson arrivals.
@@ -83,32 +65,70 @@ def simulate(
         loss: probability that a message is lost.
         tail: scatter of computing times, ``lognormal:SIGMA``, ``pareto:SHAPE`` or ``none``.
         seed: of every draw.
+    """
+
+    nodes: int
+    requests: int
+    trace: Path | None = None
+    rtt: str | None = None
+    rtt_dir: Path | None = None
+    rate: float | None = None
+    neighbours: int = 16
+    replicas: int = 1
+    k: int = 2
+    workers: int = 1
+    deadline_ms: float = 1000.0
+    churn: float = 0.0
+    away_s: float = 5.0
+    loss: float = 0.0
+    tail: str = "lognormal:0.5"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.requests < 1:
+            raise ValueError(f"requests must be at least 1, got {self.requests}")
+        if self.nodes < 1:
+            raise ValueError(f"nodes must be at least 1, got {self.nodes}")
+        if not (self.rate_hz > 0 and math.isfinite(self.rate_hz)):
+            raise ValueError(f"rate must be above 0 requests per second, got {self.rate}")
+
+    @property
+    def rate_hz(self) -> float:
+        """Requests per second of the whole mesh."""
+        return RATE_HZ * self.nodes if self.rate is None else self.rate
+
+
+def simulate(
+    options: SimulateOptions, *, as_json: bool = False, out: Path | None = None, say: Callable[[str], None] = print
+) -> dict[str, Any]:
+    """Simulate a mesh, print its figures as a table or JSON, and return them.
+
+    Args:
+        options: what is simulated.
         as_json: JSON instead of a table.
         out: folder for results.json and simulation.png; None for none.
         say: prints a line.
 
     Raises:
-        ValueError: when an argument or a file does not fit.
+        ValueError: when an option or a file does not fit.
     """
-    if requests < 1:
-        raise ValueError(f"requests must be at least 1, got {requests}")
-    rate = RATE_HZ * nodes if rate is None else rate
-    if not (rate > 0 and math.isfinite(rate)):
-        raise ValueError(f"rate must be above 0 requests per second, got {rate}")
-    leaving = Churn(rate_hz=churn, away_s=away_s)
-    options = WorldOptions(k=k, workers=workers, deadline_s=deadline_ms / 1000, loss=loss, tail=parse_tail(tail))
-    layout = ring(nodes, neighbours=neighbours, replicas=replicas)
-    offered = arrivals(requests, rate, trace, seed)
+    seed, gates = options.seed, options.neighbours + 1
+    leaving = Churn(rate_hz=options.churn, away_s=options.away_s)
+    every = WorldOptions(
+        k=options.k, workers=options.workers, deadline_s=options.deadline_ms / 1000, loss=options.loss, tail=parse_tail(options.tail)
+    )
+    layout = ring(options.nodes, neighbours=options.neighbours, replicas=options.replicas)
+    offered = arrivals(options.requests, options.rate_hz, options.trace, seed)
     began = time.perf_counter(), time.process_time()
-    network = _network(rtt, rtt_dir, nodes, numpy_generator(seed, "places"))
-    world = World(options, layout, network, GateTable(neighbours + 1, numpy_generator(seed, "gates")), seed=seed)
+    network = _network(options.rtt, options.rtt_dir, options.nodes, numpy_generator(seed, "places"))
+    world = World(every, layout, network, GateTable(gates, numpy_generator(seed, "gates")), seed=seed)
     left = leaving.schedule(world.clock, world.members, random.Random(derive_seed(seed, "churn")), offered.times_s[-1])
     tally = world.run(offered)
-    results: dict[str, Any] = {"nodes": nodes, "neighbours": neighbours, "replicas": replicas, "k": k, "workers": workers}
-    results |= {"deadline_ms": deadline_ms, "rate_hz": rate, "churn_hz": churn, "loss": loss, "tail": tail, "seed": seed}
-    results |= {"trace": None if trace is None else trace.name, "rtt": rtt, "virtual_s": offered.times_s[-1]}
-    results |= {"nodes_left": dict(sorted(Counter(way for _, way, _ in left).items())), **tally.figures()}
-    results["simulator"] = _speed(tally, time.perf_counter() - began[0], time.process_time() - began[1])
+    speed = _speed(tally, time.perf_counter() - began[0], time.process_time() - began[1])
+    results = dataclasses.asdict(options) | {"trace": options.trace and options.trace.name, "rate": options.rate_hz}
+    del results["rtt_dir"]
+    results |= {"virtual_s": offered.times_s[-1], "nodes_left": dict(sorted(Counter(way for _, way, _ in left).items()))}
+    results |= {**tally.figures(), "simulator": speed}
     if out is not None:
         write_json(out / "results.json", results)
         write_bytes(out / "simulation.png", _picture(tally, offered))
@@ -155,7 +175,7 @@ def arrivals(requests: int, rate: float, trace: Path | None, seed: int) -> Offer
     Args:
         requests: how many.
         rate: per second, on average.
-        trace: see ``simulate``.
+        trace: see ``SimulateOptions``.
         seed: of the draws.
 
     Raises:

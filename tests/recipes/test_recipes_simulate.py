@@ -14,10 +14,10 @@ from nmoe.recipes import simulate as sim
 from nmoe.report.figures.churn import churn_figure
 
 
-def run(**changed):
+def run(*, as_json=False, out=None, **changed):
     lines = []
-    arguments = {"nodes": 60, "requests": 400, "neighbours": 4, "say": lines.append} | changed
-    return sim.simulate(**arguments), lines
+    options = sim.SimulateOptions(**({"nodes": 60, "requests": 400, "neighbours": 4} | changed))
+    return sim.simulate(options, as_json=as_json, out=out, say=lines.append), lines
 
 
 @pytest.fixture

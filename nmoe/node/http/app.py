@@ -22,7 +22,9 @@ from nmoe.node.service import NodeService
 _MODEL = "/v2/models/nmoe"
 _VERSION = f"{_MODEL}/versions/{{version}}"
 _NAMED = {
-    "parameters": [{"name": "version", "in": "path", "required": True, "schema": {"type": "string"}, "description": "As metadata lists it."}]
+    "parameters": [
+        {"name": "version", "in": "path", "required": True, "schema": {"type": "string"}, "description": "As metadata lists it."}
+    ]
 }
 
 
@@ -126,7 +128,9 @@ async def _tell_unknown(request: Request, error: Exception) -> Response:
 
 
 async def _tell_failed(request: Request, error: Exception) -> Response:
-    return error_response(500, f"the node failed: {type(error).__name__}")  # uvicorn logs the rest
+    answer = error_response(500, f"the node failed: {type(error).__name__}")
+    answer.headers["connection"] = "close"  # uvicorn logs the rest and closes, so the client had better know
+    return answer
 
 
 class _Counted:

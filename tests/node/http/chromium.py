@@ -19,7 +19,14 @@ class Chromium:
         assert EXECUTABLE is not None
         from_us, to_browser = os.pipe()
         from_browser, to_us = os.pipe()
-        flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--disable-background-networking"]
+        flags = [
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--no-first-run",
+            "--disable-background-networking",
+        ]
         move = f"exec 3<&{from_us} 4>&{to_us}; exec {EXECUTABLE} {' '.join(flags)} --user-data-dir={profile} --remote-debugging-pipe about:blank"
         self.process = subprocess.Popen(
             ["bash", "-c", move], pass_fds=(from_us, to_us), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

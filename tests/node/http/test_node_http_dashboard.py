@@ -9,7 +9,7 @@ import pytest
 from nmoe.node.view import ExpertView, RefusedView
 
 sys.path.insert(0, str(Path(__file__).parent))
-from chromium import EXECUTABLE, Chromium  # noqa: E402
+from chromium import EXECUTABLE, Chromium
 
 pytestmark = [pytest.mark.skipif(EXECUTABLE is None, reason="no Chromium on this machine"), pytest.mark.timeout(120)]
 HOSTILE = "<img src=x onerror=\"document.title='caught'\"><script>document.title='caught'</script>"
@@ -53,7 +53,9 @@ def test_a_node_is_chosen_by_keyboard(page, serve, service):
     page.wait(READY)
     page.run("document.querySelector('[data-node=node-2]').focus()")
     for kind in ("keyDown", "keyUp"):
-        page.call("Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13, text="\r" if kind == "keyDown" else "")
+        page.call(
+            "Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13, text="\r" if kind == "keyDown" else ""
+        )
     page.wait("document.querySelector('#detail h2').textContent === 'node-2'")
     page.run("new Promise((done) => setTimeout(done, 1500))")
     assert page.run("document.activeElement.dataset.node") == "node-2", "and keeps the focus when the page draws anew"

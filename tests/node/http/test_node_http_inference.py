@@ -139,7 +139,10 @@ BAD = {
     "id not printable": {"inputs": [IMAGE], "id": "a\nb"},
     "id a number": {"inputs": [IMAGE], "id": 5},
     "deep": b"[" * 100_000,
-    "deep data": b'{"inputs": [{"name": "image", "shape": [1,4,4,1], "datatype": "UINT8", "data": ' + b"[" * 100_000 + b"]" * 100_000 + b"}]}",
+    "deep data": b'{"inputs": [{"name": "image", "shape": [1,4,4,1], "datatype": "UINT8", "data": '
+    + b"[" * 100_000
+    + b"]" * 100_000
+    + b"}]}",
     "deep parameter": b'{"inputs": [], "parameters": {"k": ' + b'{"a":' * 50_000 + b"1" + b"}" * 50_000 + b"}}",
 }
 
@@ -238,7 +241,9 @@ def test_any_bytes_are_read_or_rejected(body, length):
 
 _json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from([*IMAGE, "inputs", "parameters", "k", "x"]), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from([*IMAGE, "inputs", "parameters", "k", "x"]), inner, max_size=4)
+    ),
     max_leaves=12,
 )
 
