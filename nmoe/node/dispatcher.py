@@ -57,7 +57,6 @@ from nmoe.node.timers import Timers
 from nmoe.node.tracing import span_of_message
 from nmoe.node.transport.base import OnReply, Service, Silence, Transport
 
-PROBE_TIMEOUT_S = 0.25
 MAX_DISPATCHES = 4096  # of one flight; no peer is asked twice
 _SILENCE = {Silence.GONE: Failure.GONE, Silence.TIMEOUT: Failure.TIMEOUT, Silence.FULL: Failure.FULL}
 _REFUSAL = {RefusalCode.BUSY: Failure.BUSY, RefusalCode.LATE: Failure.LATE, RefusalCode.LEAVING: Failure.LEAVING}
@@ -279,10 +278,13 @@ class Dispatcher:
         self.happen(PeerFailed(send.flight, send.dispatch, why))
 
     def _probe(self, peer: str) -> None:
+        with self.lock:
+            timeout_s = self.origin.links[peer].probe_timeout_s
+
         def replied(reply: bytes | Silence) -> None:
             self.happen(Probed(peer, not isinstance(reply, Silence) and _is(reply, PingReply)))
 
-        self._transport.ask(peer, Service.PING, encode(PingRequest()), timeout_s=PROBE_TIMEOUT_S, on_reply=replied)
+        self._transport.ask(peer, Service.PING, encode(PingRequest()), timeout_s=timeout_s, on_reply=replied)
 
 
 def all_finite(values: np.ndarray) -> bool:

@@ -21,6 +21,7 @@ LOSS_GAIN = 0.1
 QUEUE_HALF_LIFE_S = 0.1  # what a peer said of its queue is worth half after this long
 FAILURES_TO_OPEN = 3
 FIRST_PAUSE_S, NONSENSE_PAUSE_S, MAX_PAUSE_S = 0.25, 2.0, 30.0
+MIN_PROBE_S, MAX_PROBE_S, PROBE_ROUND_TRIPS = 0.25, 2.0, 4.0
 MIN_SAMPLES = 8  # before percentiles mean anything
 
 
@@ -158,6 +159,11 @@ class Link:
             return False
         self._open(FIRST_PAUSE_S if why in HONEST else NONSENSE_PAUSE_S)
         return True
+
+    @property
+    def probe_timeout_s(self) -> float:
+        """How long a probe may take: several round trips, as far as they are known."""
+        return min(MAX_PROBE_S, max(MIN_PROBE_S, PROBE_ROUND_TRIPS * (self.rtt_s or 0.0)))
 
     def probed(self, *, alive: bool) -> bool:
         """A probe came back or not; return whether another is to follow after ``pause_s``."""

@@ -27,6 +27,7 @@ SURE, HOPELESS = 0.99, 0.05
 UNKNOWN_S = 0.005  # predicted for a link nobody measured, when no other is measured either
 ITEM_BYTES = {TensorFormat.FLOAT32: 4, TensorFormat.FLOAT16: 2, TensorFormat.INT8: 1}
 OVERHEAD_BYTES = 128  # headers of a request and its reply
+LOSS_TIMES = 10.0  # between replicas a lost request counts as so many answered ones; our choice
 COMFORT = 0.5  # share of the time left within which a format must be predicted to arrive
 
 
@@ -45,13 +46,15 @@ def message_bytes(rows: int, *, in_dim: int, out_dim: int, form: TensorFormat) -
 
 
 def pick_peer(peers: Sequence[str], links: Mapping[str, Link], *, size: int, rows: int, now_s: float, draw: random.Random) -> str:
-    """Return which of the peers that serve an expert is asked: the sooner one of two drawn at random."""
+    """Return which of the peers that serve an expert is asked: of two drawn at random the sooner one, losses counted as time lost."""
     if len(peers) == 1:
         return peers[0]
     first, second = draw.sample(peers, 2)
     first_s, second_s = (links[peer].predict_s(rows, size, now_s) for peer in (first, second))
     if first_s is None or second_s is None:
         return first if first_s is not None else second
+    first_s *= 1 + LOSS_TIMES * links[first].loss
+    second_s *= 1 + LOSS_TIMES * links[second].loss
     return first if first_s <= second_s else second
 
 

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nmoe.core.bundle import Bundle, ModelSpec, Provenance, read_bundle, write_bundle
 from nmoe.core.seeds import torch_generator
@@ -177,6 +177,80 @@ def pose() -> Callable[..., None]:
 def new_mesh() -> Callable[..., list[Path]]:
     """``write_mesh``, for tests that need other bundles."""
     return write_mesh
+
+
+class Taught(NamedTuple):
+    """Bundles of nodes that have each learnt their classes, with prototypes, and images of every class."""
+
+    folders: list[Path]
+    bundles: list[Bundle]
+    images: Callable[[int, int], Tensor]  # of a class, so many
+
+
+@pytest.fixture(scope="session")
+def teach() -> Callable[..., Taught]:
+    """Write bundles of nodes that have each learnt their ``classes``; the gates know the ``experts``, and each node itself."""
+
+    def teaching(
+        folder: Path, classes: dict[str, tuple[int, ...]], *, experts: tuple[str, ...], class_names: tuple[str, ...] = ()
+    ) -> Taught:
+        specs = {
+            "extractor": ModelSpec(kind="conv", arguments={"in_channels": 1, "feature_dim": 128}),
+            "expert": ModelSpec(kind="mlp", arguments={"feature_dim": 128, "hidden_dim": 64, "num_classes": NUM_CLASSES}),
+        }
+        extractor = build(specs["extractor"], generator=torch_generator(0, "extractor"))
+        patterns = torch.rand(NUM_CLASSES, *IMAGE_SHAPE, generator=torch_generator(0, "patterns"))
+
+        def images(label: int, count: int) -> Tensor:
+            noise = 0.1 * torch.randn(count, *IMAGE_SHAPE, generator=torch_generator(0, "noise", label))
+            return (255 * (patterns[label] + noise).clamp(0, 1)).to(torch.uint8)
+
+        def learnt(module: nn.Module, score: Callable[[Tensor], Tensor], features: Tensor, labels: Tensor) -> nn.Module:
+            module.train(False)
+            optimiser = torch.optim.Adam(module.parameters(), lr=0.01)
+            for _ in range(60):
+                optimiser.zero_grad()
+                nn.functional.cross_entropy(score(features), labels).backward()
+                optimiser.step()
+            return module
+
+        with torch.no_grad():
+            seen = {label: extractor(images(label, 20).permute(0, 3, 1, 2) / 255) for label in range(NUM_CLASSES)}
+        for index, (name, mine) in enumerate(classes.items()):
+            known = experts if name in experts else (*experts, name)
+            owner = {label: known.index(other) for other in known for label in classes[other]}
+            arguments = {"feature_dim": 128, "num_experts": len(known), "trunk_dim": 0, "noisy": False}
+            specs["gate"] = ModelSpec(kind="top_k", arguments=arguments)
+            expert = build(specs["expert"], generator=torch_generator(0, "expert", index))
+            gate = build(specs["gate"], generator=torch_generator(0, "gate", index))
+            assert isinstance(gate, TopKGate)
+            learnt(expert, expert, torch.cat([seen[label] for label in mine]), torch.tensor(mine).repeat_interleave(20))
+            learnt(gate, gate.scores, torch.cat([seen[label] for label in owner]), torch.tensor(list(owner.values())).repeat_interleave(20))
+            means = torch.stack([seen[label].mean(dim=0) for label in mine])
+            write_bundle(
+                folder / name,
+                {
+                    "extractor": extractor.state_dict(),
+                    "expert": expert.state_dict(),
+                    "gate": gate.state_dict(),
+                    "prototypes": {"classes": torch.tensor(mine), "means": means, "counts": torch.full((len(mine),), 20)},
+                },
+                node=name,
+                experts=known,
+                neighbours=tuple(other for other in known if other != name),
+                classes_seen=mine,
+                num_classes=NUM_CLASSES,
+                k=min(2, len(known)),
+                mix="probabilities",
+                image_shape=IMAGE_SHAPE,
+                provenance=Provenance(recipe="test", seed=0, data="none", git_revision="none"),
+                class_names=class_names,
+                **specs,
+            )
+        folders = [folder / name for name in classes]
+        return Taught(folders, [read_bundle(path) for path in folders], images)
+
+    return teaching
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -59,8 +59,8 @@ class Recorded:
         return self.world.run(w.Offered(times, picks))
 
 
-def check_laws(recorder: w.Recorder) -> None:
-    """Every request once, one message per peer and flight, no answer after the deadline's timer, weights that add up to 1."""
+def check_laws(recorder: w.Recorder, *, tick_s: float = 1e-3) -> None:
+    """Every request once, one message per peer and flight, no answer later than a tick after the deadline, weights that add up to 1."""
     deadlines: dict[int, float] = {}
     answered: Counter[int] = Counter()
     asked: Counter[tuple[int, str]] = Counter()
@@ -77,7 +77,7 @@ def check_laws(recorder: w.Recorder) -> None:
                 assert ((effect.weights > 0) == (effect.experts >= 0)).all()
                 for number, _ in effect.requests:
                     answered[number] += 1
-                    assert said.now_s <= deadlines[number] + 1e-3 or isinstance(said.event, e.TimerFired | e.PeerFailed | e.PeerAnswered)
+                    assert said.now_s <= deadlines[number] + tick_s
     assert set(answered) <= set(deadlines)
     assert all(count == 1 for count in answered.values())
     assert all(count == 1 for count in asked.values())
@@ -110,8 +110,9 @@ def test_world_and_bare_origins_decide_alike_and_keep_the_laws(data: st.DataObje
         w.put(recorded.world.clock, recorded.world.members, share * times[-1], way, index)
     tally = recorded.offer(times)
     assert recorded.replayed() == []
+    frozen = any(way == "freeze" for _, way, _ in faults)  # then it answers when it is thawed
     for recorder in recorded.recorders.values():
-        check_laws(recorder)
+        check_laws(recorder, tick_s=float("inf") if frozen else 1e-3)
     if not faults:
         late_s = np.frombuffer(tally.latency_s) - options.deadline_s
         assert np.nanmax(late_s, initial=-1) <= 0
@@ -255,5 +256,5 @@ def test_the_wire_decides_as_a_bare_origin_does(mesh, images, eventually):
         for runner, recorder in zip(runners, recorders, strict=True):
             rules = runner.dispatcher.origin.rules
             assert w.differences(rules, random.Random(runner.options.seed), recorder.log) == []
-            check_laws(recorder)
+            check_laws(recorder, tick_s=0.05)  # a real clock, and threads that wait for a core
         assert sum(isinstance(said.event, e.PeerAnswered) for said in recorders[0].log) > 10

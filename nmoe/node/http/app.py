@@ -87,7 +87,9 @@ def _add_protocol(app: FastAPI, api: Api) -> None:
 
 def _add_more(app: FastAPI, api: Api) -> None:
     """Add the mesh, its metrics and the pages."""
-    text = {200: {"description": "Prometheus' text format.", "content": {"text/plain": {"schema": schemas.STRING}}}}
+    text: dict[int | str, dict[str, Any]] = {
+        200: {"description": "Prometheus' text format.", "content": {"text/plain": {"schema": schemas.STRING}}}
+    }
     for path, endpoint, answers in (("/v2/mesh", api.mesh, described(schemas.MESH, "The mesh.")), ("/metrics", api.metrics, text)):
         app.add_api_route(
             path,
@@ -103,7 +105,7 @@ def _add_more(app: FastAPI, api: Api) -> None:
     document.setdefault("components", {}).setdefault("schemas", {}).update(schemas.COMPONENTS)
     written = msgspec.json.encode(document)
 
-    async def openapi(request: Request) -> Response:
+    async def openapi(_: Request) -> Response:
         return Response(written, media_type="application/json")
 
     pages: list[tuple[str, Any]] = [("/openapi.json", openapi), ("/docs", api.document), ("/", api.dashboard)]
@@ -111,7 +113,7 @@ def _add_more(app: FastAPI, api: Api) -> None:
         app.router.add_route(path, endpoint, methods=["GET"], include_in_schema=False)
 
 
-async def _tell_rejected(request: Request, error: Exception) -> Response:
+async def _tell_rejected(_: Request, error: Exception) -> Response:
     assert isinstance(error, Rejected), "that is what this is called for"
     return error_response(error.status, error.reason, retry_after_s=error.retry_after_s)
 
@@ -127,7 +129,7 @@ async def _tell_unknown(request: Request, error: Exception) -> Response:
     return answer
 
 
-async def _tell_failed(request: Request, error: Exception) -> Response:
+async def _tell_failed(_: Request, error: Exception) -> Response:
     answer = error_response(500, f"the node failed: {type(error).__name__}")
     answer.headers["connection"] = "close"  # uvicorn logs the rest and closes, so the client had better know
     return answer

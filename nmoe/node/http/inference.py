@@ -69,7 +69,7 @@ class _Request(msgspec.Struct, forbid_unknown_fields=True):
 _Byte = Annotated[int, msgspec.Meta(ge=0, le=255)]
 _Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 _KINDS: dict[str, np.dtype[Any]] = {"UINT8": np.dtype("u1"), "FP32": np.dtype("<f4")}
-_NUMBERS = {  # by datatype and depth of nesting: flat, without and with channels
+_NUMBERS: dict[tuple[str, int], "msgspec.json.Decoder[Any]"] = {  # by datatype and depth of nesting: flat, without and with channels
     ("UINT8", 1): msgspec.json.Decoder(list[_Byte]),
     ("UINT8", 3): msgspec.json.Decoder(list[list[list[_Byte]]]),
     ("UINT8", 4): msgspec.json.Decoder(list[list[list[list[_Byte]]]]),

@@ -10,7 +10,7 @@ import threading
 import time
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from nmoe.core.errors import MeshError
 from nmoe.node.http.app import create_app
@@ -143,9 +143,8 @@ class HttpServer:
 
 def _owes_header(connection: HttpToolsProtocol) -> bool:
     """Say whether a client has a request to write and has not written its header."""
-    if connection.cycle is None:
-        return True
-    return connection.cycle.response_complete and connection.timeout_keep_alive_task is None
+    cycle: RequestResponseCycle | None = connection.cycle  # None before the first header, whatever uvicorn's annotation says
+    return cycle is None or (cycle.response_complete and connection.timeout_keep_alive_task is None)
 
 
 def allow_files() -> None:

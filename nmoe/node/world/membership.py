@@ -9,7 +9,6 @@ from nmoe.node.world.clock import Away, Clock, Node
 from nmoe.node.world.scene import Layout
 
 CARD_TRIES, CARD_PAUSE_S = 5, 0.5  # as in dispatcher.py
-PROBE_TIMEOUT_S = 0.25  # as there
 DRAIN_S = 5.0  # as in runner.py
 
 
@@ -132,8 +131,9 @@ class Membership:
         """Ask a peer for a sign of life."""
         peer = self.node(effect.peer)
         seconds = self._delay(node, peer) + self._delay(peer, node)
-        alive = peer.away is Away.HERE and seconds < PROBE_TIMEOUT_S
-        wait_s = seconds if alive or peer.away is Away.GONE else PROBE_TIMEOUT_S
+        timeout_s = node.origin.links[effect.peer].probe_timeout_s
+        alive = peer.away is Away.HERE and seconds < timeout_s
+        wait_s = seconds if alive or peer.away is Away.GONE else timeout_s
         self.clock.later(self.clock.now_s + wait_s, self._happens, node, Probed(peer.name, alive))
 
     def set_probe(self, node: Node, effect: SetProbe) -> None:

@@ -41,9 +41,12 @@ def simulation_figure(times_s: np.ndarray, latency_s: np.ndarray, outcome: np.nd
     slow.grid()
     slow.legend(loc="lower left")
     edges = np.linspace(0, float(times_s[-1]) or 1.0, NUM_BINS + 1)
-    totals = np.maximum(np.histogram(times_s, edges)[0], 1)
-    shares = [100 * np.histogram(times_s[np.isin(outcome, numbers)], edges)[0] / totals for _, _, numbers in KINDS]
-    kinds.stackplot((edges[1:] + edges[:-1]) / 2, shares, colors=[colour for _, colour, _ in KINDS], labels=[name for name, _, _ in KINDS])
+    totals = np.histogram(times_s, edges)[0]
+    busy = totals > 0  # nothing can be said of a pause
+    shares = [100 * np.histogram(times_s[np.isin(outcome, numbers)], edges)[0][busy] / totals[busy] for _, _, numbers in KINDS]
+    kinds.stackplot(
+        ((edges[1:] + edges[:-1]) / 2)[busy], shares, colors=[colour for _, colour, _ in KINDS], labels=[name for name, _, _ in KINDS]
+    )
     percent_axis(kinds, "% of requests")
     kinds.set_xlabel("virtual time, s")
     kinds.set_xlim(0, float(edges[-1]))
