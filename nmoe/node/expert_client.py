@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -42,7 +43,10 @@ Deliver = Callable[[Answer | Exception], None]
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Call:
-    """One caller's samples, with their scores or the gate that scores them; ``deliver`` is called once, on any thread."""
+    """One caller's samples, with their scores or the gate that scores them.
+
+    The answer goes once to ``deliver``, on any thread, or into ``future`` on its loop's.
+    """
 
     features: np.ndarray
     scores: np.ndarray | None
@@ -50,6 +54,7 @@ class Call:
     k: int
     due_s: float
     deliver: Deliver = lambda _: None
+    future: "asyncio.Future[Answer | Exception] | None" = None
 
 
 class ExpertClient:
@@ -157,20 +162,13 @@ class ExpertClient:
         Raises:
             MeshError: when it got none.
         """
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Answer | Exception] = loop.create_future()
-
-        def deliver(answer: Answer | Exception) -> None:
-            loop.call_soon_threadsafe(_settle, future, answer)
-
-        call.deliver = deliver
+        call.future = asyncio.get_running_loop().create_future()
         self._submit(call)
-        return _raised(await future)
+        return _raised(await call.future)
 
     def close(self) -> None:
         """Leave the mesh; calls in progress end with an error."""
-        for call in self._coalescer.close():
-            call.deliver(MeshError("the client was closed"))
+        _deliver([(call, MeshError("the client was closed")) for call in self._coalescer.close()])
         self.timers.close()
         self.dispatcher.abandon(RefusalCode.FAILED, "the client was closed")
         self._transport.close()
@@ -183,7 +181,7 @@ class ExpertClient:
 
     def _submit(self, call: Call) -> None:
         if not self._coalescer.submit(call):
-            call.deliver(MeshError("too many calls wait for the experts already"))
+            _deliver([(call, MeshError("too many calls wait for the experts already"))])
 
     def _launch(self, calls: list[Call]) -> None:
         first = calls[0]
@@ -210,21 +208,23 @@ class ExpertClient:
         experts, weights = finish.experts, finish.weights
         mixed = None if calls[0].gate is None else np.matmul(weights[:, None, :], outputs)[:, 0]  # y' = sum_i G(h)_i H_i(h)
         if len(calls) == 1 and not finish.degraded:
-            calls[0].deliver(Answer(outputs, experts, weights, mixed))
+            _deliver([(calls[0], Answer(outputs, experts, weights, mixed))])
             return
+        said: list[tuple[Call, Answer | Exception]] = []
         start = 0
         for call in calls:
             rows = slice(start, start + len(call.features))
             start = rows.stop
-            call.deliver(_answer(outputs[rows], experts[rows], weights[rows], None if mixed is None else mixed[rows]))
+            mine = Answer(outputs[rows], experts[rows], weights[rows], None if mixed is None else mixed[rows])
+            said.append((call, _checked(mine) if finish.degraded else mine))
+        _deliver(said)
 
     def _land(self, number: int, error: Exception) -> None:
         calls = self._journeys.pop(number, None)
         if calls is None:
             return
         self._coalescer.landed()
-        for call in calls:
-            call.deliver(error)
+        _deliver([(call, error) for call in calls])
 
     def _refused(self, effect: Refuse) -> None:
         self._land(effect.request, MeshError(f"the experts could not be asked ({effect.code.value}): {effect.reason}"))
@@ -240,11 +240,22 @@ def _scores(calls: Sequence[Call], features: np.ndarray) -> np.ndarray:
     return given[0] if len(given) == 1 else np.concatenate(given)
 
 
-def _answer(outputs: np.ndarray, experts: np.ndarray, weights: np.ndarray, mixed: np.ndarray | None) -> Answer | Exception:
-    nobody = int((experts < 0).all(axis=1).sum())
-    if nobody:
-        return MeshError(f"no expert answered in time for {nobody} of {len(experts)} samples")
-    return Answer(outputs, experts, weights, mixed)
+def _checked(answer: Answer) -> Answer | Exception:
+    nobody = int((answer.experts < 0).all(axis=1).sum())
+    return MeshError(f"no expert answered in time for {nobody} of {len(answer.experts)} samples") if nobody else answer
+
+
+def _deliver(said: Sequence[tuple[Call, Answer | Exception]]) -> None:
+    """Give calls their answers; those of one event loop together, as waking it costs a system call."""
+    of_loops: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Answer | Exception]]] = {}
+    for call, answer in said:
+        if call.future is None:
+            call.deliver(answer)
+        else:
+            of_loops.setdefault(call.future.get_loop(), []).append((call.future, answer))
+    for loop, pairs in of_loops.items():
+        with suppress(RuntimeError):  # the loop was closed: nobody waits any more
+            loop.call_soon_threadsafe(_settle, pairs)
 
 
 def _raised(said: Answer | Exception) -> Answer:
@@ -253,6 +264,7 @@ def _raised(said: Answer | Exception) -> Answer:
     return said
 
 
-def _settle(future: "asyncio.Future[Any]", answer: object) -> None:
-    if not future.done():  # the caller may have given up
-        future.set_result(answer)
+def _settle(pairs: "Sequence[tuple[asyncio.Future[Any], object]]") -> None:
+    for future, answer in pairs:
+        if not future.done():  # the caller may have given up
+            future.set_result(answer)

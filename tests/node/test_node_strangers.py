@@ -1,7 +1,6 @@
 """Strangers: nodes that do not fit, lie or talk nonsense are refused and counted, and the rest of the mesh goes on."""
 
 import itertools
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from nmoe.core.bundle import Bundle
+from nmoe.core.bundle import Bundle, read_bundle
+from nmoe.core.errors import MeshError
 from nmoe.node import MemoryHub, MeshClient, NodeOptions, NodeRunner
+from nmoe.node.bank import NodeCompute
 from nmoe.node.messages import ExpertReply, ExpertRequest, RefusalCode, TensorFormat, decode, encode, refusal
 from nmoe.node.transport.base import Service
 
@@ -48,8 +49,6 @@ def zeros(asked: ExpertRequest) -> np.ndarray:
 
 def once_right(bundle: Bundle, then: Callable[..., None]) -> Callable[..., None]:
     """A handler that does well in its examination, the first request, and then something else."""
-    from nmoe.node.bank import NodeCompute
-
     bank = NodeCompute(bundle).bank
     numbers = itertools.count()
     right = answer(lambda asked: bank.compute([(bundle.card.node, asked.features)])[0])
@@ -280,8 +279,6 @@ def test_wrong_labels_take_a_liars_newcomer_out(taught: Any, eventually: Any, pe
 
 
 def test_an_expert_that_nobody_knows_and_that_shows_nothing_is_refused(mesh: Any, new_mesh: Any, eventually: Any, tmp_path: Path) -> None:
-    from nmoe.core.bundle import read_bundle
-
     (folder,) = new_mesh(tmp_path, 1, experts=("unknown",))
     with (
         MemoryHub() as hub,
@@ -299,12 +296,9 @@ def test_own_expert_with_nan_is_said_so(taught: Any, eventually: Any) -> None:
         NodeRunner(taught.bundles[0], hub.transport("node-0")) as runner,
         MeshClient(hub.transport("client")) as client,
     ):
-        from nmoe.core.errors import MeshError
-
         expert = runner._compute.model.expert
         with torch.no_grad():
             expert.output.bias[0] = torch.nan
         with pytest.raises(MeshError, match="the own expert's outputs are not finite"):
             client.infer("node-0", all_classes(taught), deadline_s=1)
-        assert threading.active_count() > 1
         assert runner.running

@@ -107,11 +107,11 @@ const short = (name, most) => name.length > most ? `${name.slice(0, most - 1)}â€
 const order = new Intl.Collator("en", { numeric: true }).compare;
 
 function layout(names, own, width, height) {
-  const places = new Map([[own, [width / 2, height / 2, 0]]]);
+  const places = new Map([[own, [width / 2, names.length === 3 ? height / 4 : height / 2, 0]]]);
   const others = names.filter((name) => name !== own), crowded = others.length > 12, narrow = width < 500;
   const across = width / 2 - (crowded ? (narrow ? 16 : 104) : narrow ? 52 : 84), along = height / 2 - (crowded ? (narrow ? 16 : 100) : 44);
   others.forEach((name, index) => {
-    const angle = -Math.PI / 2 + 2 * Math.PI * (index + (others.length === 2 ? 0.5 : 0)) / others.length;
+    const angle = others.length === 2 ? Math.PI * (index ? 1 : 5) / 6 : -Math.PI / 2 + 2 * Math.PI * index / others.length;
     places.set(name, [width / 2 + across * Math.cos(angle), height / 2 + along * Math.sin(angle), angle]);
   });
   return places;
@@ -140,7 +140,7 @@ function drawGraph(own) {
   const graph = byId("graph"), links = edges();
   const names = [...new Set([own.node, ...views.map((view) => view.node), ...[...links.values()].flatMap((edge) => edge.ends)])].sort(order);
   const width = Math.max(280, graph.parentElement.clientWidth - 36), crowded = names.length > 13;
-  const height = Math.round(Math.min(width * (width < 500 ? 0.95 : crowded ? 0.85 : 0.62), 640));
+  const height = Math.round(Math.min(width * (names.length < 4 ? 0.5 : width < 500 ? 0.95 : crowded ? 0.85 : 0.62), 640));
   const picture = JSON.stringify([width, names, [...links.keys()].sort()]);
   if (picture !== drawn) {
     const places = layout(names, own.node, width, height), held = document.activeElement && document.activeElement.dataset.node;

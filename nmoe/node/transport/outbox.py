@@ -25,6 +25,7 @@ class Outbox:
             send()
 
     def close(self) -> None:
+        """Send what waits and end the thread."""
         self.queue.put(None)
         self.thread.join()
 
