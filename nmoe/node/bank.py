@@ -83,7 +83,8 @@ class ExpertBank:
         with torch.enable_grad():
             features = _tensor(rows).requires_grad_()
             outputs = self.experts[name](features)
-            (derivative,) = torch.autograd.grad(outputs, features, _tensor(gradients))
+            # as a sum: given the gradients of outputs, torch would first import sympy, 1.5 s and 40 MB
+            (derivative,) = torch.autograd.grad((outputs * _tensor(gradients)).sum(), features)
         result: np.ndarray = derivative.numpy()
         return result
 

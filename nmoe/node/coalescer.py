@@ -1,7 +1,8 @@
 """Coalescer: lets concurrent calls share a journey to the experts.
 
-A call that finds a flight free leaves at once, on its caller's thread. While all flights are out, calls gather; the next one to land takes
-all that gathered, up to a number of rows. Under light load nothing is delayed; under heavy load each flight carries many calls.
+A call that finds no flight out leaves at once, on its caller's thread. While one is out, another leaves only if it carries as many rows, so
+that a crowd of small calls travels together and two large ones side by side. The rest gathers; the next flight to land takes all of it, up to
+a number of rows. Under light load nothing is delayed; under heavy load each flight carries many calls.
 """
 
 import threading
@@ -29,43 +30,41 @@ class Coalescer(Generic[Call]):
     ) -> None:
         self._launch = launch
         self._rows = rows
+        self._max_flights = max_flights
         self._max_rows = max_rows
         self._max_waiting = max_waiting
-        self._free = max_flights
+        self._out = 0
+        self._largest = 0  # rows of the largest flight since none was out
         self._lock = threading.Lock()
         self._waiting: deque[Call] = deque()
         self._ready: SimpleQueue[list[Call] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
-    def submit(self, call: Call) -> bool:
-        """Send a call off, now or with the next flight; False when too many wait."""
+    def submit(self, calls: list[Call]) -> list[Call]:
+        """Send calls off, now or with the next flights; return those that found no room because too many wait."""
         with self._lock:
-            if self._free > 0:
-                self._free -= 1
-            elif len(self._waiting) >= self._max_waiting:
-                return False
-            else:
-                self._waiting.append(call)
-                return True
-        self._launch([call])
-        return True
+            room = max(0, self._max_waiting - len(self._waiting))
+            self._waiting += calls[:room]
+            flights = self._gather()
+        for flight in flights:
+            self._launch(flight)
+        return calls[room:]
 
     def borrow(self) -> None:
         """Count one flight more: a launch that divides its calls ends with ``landed`` for each part."""
         with self._lock:
-            self._free -= 1
+            self._out += 1
 
     def landed(self) -> None:
-        """A flight is over; the calls that gathered meanwhile leave, on a thread of this object's."""
+        """A flight is over; calls that gathered meanwhile leave, on a thread of this object's."""
         with self._lock:
-            calls = self._gather() if self._free >= 0 else []
-            if not calls:
-                self._free += 1
-                return
-            if self._thread is None:
+            self._out -= 1
+            flights = self._gather()
+            if flights and self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="nmoe-coalescer", daemon=True)
                 self._thread.start()
-        self._ready.put(calls)
+        for flight in flights:
+            self._ready.put(flight)
 
     def close(self) -> list[Call]:
         """End the thread and return the calls that never left."""
@@ -78,14 +77,29 @@ class Coalescer(Generic[Call]):
             thread.join()
         return left
 
-    def _gather(self) -> list[Call]:
+    def _gather(self) -> list[list[Call]]:
+        """Take what may leave now out of what waits; under the lock."""
+        flights = []
+        while self._waiting and self._out < self._max_flights:
+            if self._out == 0:
+                self._largest = 0
+            calls, rows = self._next_flight()
+            if self._out and rows < self._largest:
+                self._waiting.extendleft(reversed(calls))
+                break
+            self._out += 1
+            self._largest = max(self._largest, rows)
+            flights.append(calls)
+        return flights
+
+    def _next_flight(self) -> tuple[list[Call], int]:
         calls: list[Call] = []
         rows = 0
         while self._waiting and (not calls or rows + self._rows(self._waiting[0]) <= self._max_rows):
             call = self._waiting.popleft()
             rows += self._rows(call)
             calls.append(call)
-        return calls
+        return calls, rows
 
     def _run(self) -> None:
         while (calls := self._ready.get()) is not None:

@@ -297,7 +297,7 @@ def fill(finish: Finish, cargo: Cargo, out_dim: int, own: int | None) -> np.ndar
     if finish.rows == 1 and len(finish.used) == 1 and not finish.degraded:
         (used,) = finish.used
         if [group.slots[0] for group in used.groups] == list(range(finish.experts.shape[1])):  # one peer had them all, in order
-            return cargo.replies[used.dispatch][None]
+            return cargo.replies[used.dispatch][None].copy()  # a view of the message, which nobody may write to
     outputs = (np.zeros if finish.degraded else np.empty)((*finish.experts.shape, out_dim), dtype=np.float32)
     if finish.own and cargo.own is not None:
         rows, slots = np.nonzero(finish.experts == own)

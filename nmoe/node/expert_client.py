@@ -113,6 +113,7 @@ class ExpertClient:
         self._transport = transport
         self._numbers = itertools.count(1)
         self._journeys: dict[int, list[Call]] = {}  # calls that travel together
+        self._gathered: dict[asyncio.AbstractEventLoop, list[Call]] = {}  # what each loop's tasks have asked in this turn
         self._coalescer: Coalescer[Call] = Coalescer(
             self._launch, lambda call: len(call.features), max_flights=max_flights, max_rows=max_rows, max_waiting=MAX_CALLS_WAITING
         )
@@ -152,7 +153,7 @@ class ExpertClient:
             done.release()
 
         call.deliver = deliver
-        self._submit(call)
+        self._submit([call])
         done.acquire()
         return _raised(said[0])
 
@@ -162,9 +163,16 @@ class ExpertClient:
         Raises:
             MeshError: when it got none.
         """
-        call.future = asyncio.get_running_loop().create_future()
-        self._submit(call)
+        loop = asyncio.get_running_loop()
+        call.future = loop.create_future()
+        gathered = self._gathered.setdefault(loop, [])
+        gathered.append(call)
+        if len(gathered) == 1:
+            loop.call_soon(self._submit_gathered, loop)  # with all that other tasks ask in this turn of the loop
         return _raised(await call.future)
+
+    def _submit_gathered(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._submit(self._gathered.pop(loop))
 
     def close(self) -> None:
         """Leave the mesh; calls in progress end with an error."""
@@ -179,9 +187,10 @@ class ExpertClient:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _submit(self, call: Call) -> None:
-        if not self._coalescer.submit(call):
-            _deliver([(call, MeshError("too many calls wait for the experts already"))])
+    def _submit(self, calls: list[Call]) -> None:
+        refused = self._coalescer.submit(calls)
+        if refused:
+            _deliver([(call, MeshError("too many calls wait for the experts already")) for call in refused])
 
     def _launch(self, calls: list[Call]) -> None:
         first = calls[0]

@@ -57,9 +57,12 @@ class RemoteExperts(TopKExperts):
         Raises:
             ValueError: when the shapes do not fit.
         """
-        if features.ndim != 2 or not len(features) or (scores is not None and (scores.ndim != 2 or len(scores) != len(features))):
-            shape = "a gate" if scores is None else list(scores.shape)
-            raise ValueError(f"features [batch, dim] and scores [batch, expert] wanted, got {list(features.shape)} and {shape}")
+        rules = self.client.dispatcher.origin.rules
+        wanted = f"features [batch, {rules.in_dim}] and scores [batch, {len(rules.experts)}] wanted"
+        if features.ndim != 2 or not len(features) or features.shape[1] != rules.in_dim:
+            raise ValueError(f"{wanted}, got features {list(features.shape)}")
+        if scores is not None and scores.shape != (len(features), len(rules.experts)):
+            raise ValueError(f"{wanted}, got features {list(features.shape)} and scores {list(scores.shape)}")
         return Call(
             features=features.detach().contiguous().numpy(),
             scores=None if scores is None else scores.detach().numpy(),
