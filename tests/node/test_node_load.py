@@ -107,7 +107,7 @@ def test_twice_the_capacity_keeps_the_goodput_and_tells_the_rest_at_once(
         while offer(runners[0], images, per_s=rate, seconds=0.4, deadline_s=0.5).goodput > 0.9 * rate:
             rate *= 1.3
         # by turns, as the machine is others' too: just above capacity, where goodput peaks, and twice that
-        rounds = [[offer(runners[0], images, per_s=times * rate, seconds=0.6, deadline_s=0.5) for times in (1.0, 2.0)] for _ in range(4)]
+        rounds = [[offer(runners[0], images, per_s=times * rate, seconds=0.5, deadline_s=0.5) for times in (1.0, 2.0)] for _ in range(3)]
     peak, goodput = (sum(told.goodput for told in column) / len(rounds) for column in zip(*rounds, strict=True))
     twice = rounds[-1][1]
     said = (peak, goodput, twice.busy, twice.late, sorted(twice.refused_s)[-1:], sorted(twice.answered_s)[-1:])

@@ -22,6 +22,7 @@ from nmoe.node.trace import request_span
 GRACE_S = 1.0  # after its deadline a request is told so even if the node does not
 MESH_FRESH_S = 0.5  # the mesh is asked at most this often, however many look
 _JSON, _RAW = "application/json", "application/octet-stream"
+_CURL = "application/x-www-form-urlencoded"  # what curl -d says of any body; asking changes nothing here, so it may
 _STATUS = {
     RefusalCode.BUSY: 503,
     RefusalCode.LEAVING: 503,
@@ -105,7 +106,7 @@ class Api:
         """Classify images together with the peers."""
         began_s = time.perf_counter()
         version = self._check_version(request)
-        body = await self._intake.read(request, _JSON, _RAW)
+        body = await self._intake.read(request, _JSON, _RAW, _CURL)
         call = read_call(body, request.headers.get("inference-header-content-length"), self._service.card.image_shape)
         span = request_span(request.headers.get("traceparent", ""), "infer")
         with span as traceparent:
