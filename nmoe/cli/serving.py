@@ -73,6 +73,9 @@ def node(
     multicast: Multicast = None,
     site: Annotated[str | None, typer.Option(help="Nodes of one site dial each other; others are met at a router.", metavar="NAME")] = None,
     insecure: Insecure = False,
+    direct_port: Annotated[
+        int, typer.Option(help="Port for direct links of peers, beside --listen; 0 for any. One bundle only, unless 0.")
+    ] = 0,
     log: Annotated[Path | None, typer.Option(help="Append one JSON line per request.", metavar="FILE")] = None,
     tensor_format: Annotated[str, typer.Option("--format", help="How features travel.", metavar="auto|float32|float16|int8")] = "auto",
     workers: Annotated[int, typer.Option(help="Threads that compute.")] = 1,
@@ -106,6 +109,7 @@ def node(
         multicast=multicast,
         site=site,
         http=http,
+        direct_port=direct_port,
         options=options,
     )
     run_nodes(bundles, settings, listen=endpoints, lifeline=0 if exit_with_parent else None)

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Self, TypeVar
@@ -10,6 +11,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from nmoe.core.errors import MeshError, MessageError
+from nmoe.node.members import read_members, read_routers
 from nmoe.node.messages import InferReply, Message, Refusal, StatusReply, StatusRequest, decode_as, encode
 from nmoe.node.requests import infer_request
 from nmoe.node.transport.base import Service, Silence, Transport
@@ -136,6 +138,7 @@ def connect(
     fingerprint: str | None = None,
     insecure: bool = False,
     tls: TlsFiles | None = None,
+    members: Path | None = None,
 ) -> MeshClient:
     """Return a client of a mesh over zenoh.
 
@@ -146,10 +149,20 @@ def connect(
         fingerprint: the extractor's, where several are served in one mesh.
         insecure: allow plain tcp beyond this machine.
         tls: the files of mutual TLS, for ``tls/`` and ``quic/`` endpoints.
+        members: the list of members, ``members.json``, where the mesh has one: nobody else is listened to.
 
     Raises:
         ValueError: when a name or endpoint is malformed or not allowed.
+        BadFile: when the list of members cannot be read.
         MeshError: when the own endpoint cannot be listened on.
     """
-    settings = ZenohSettings(mesh=mesh, listen=(listen,), seeds=tuple(seeds), insecure=insecure, tls=tls)
+    settings = ZenohSettings(
+        mesh=mesh,
+        listen=(listen,),
+        seeds=tuple(seeds),
+        insecure=insecure,
+        tls=tls,
+        members=None if members is None else read_members(members),
+        routers=frozenset() if members is None else read_routers(members),
+    )
     return MeshClient(ZenohTransport(settings, name=None, fingerprint=fingerprint))

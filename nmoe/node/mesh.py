@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from nmoe.core.errors import MeshError, MessageError
 from nmoe.node.links import MIN_SAMPLES, Percentile
+from nmoe.node.members import read_members, read_routers
 from nmoe.node.messages import (
     InferReply,
     InferRequest,
@@ -75,6 +77,7 @@ class Mesh:
         listen: str = "tcp/127.0.0.1:0",
         insecure: bool = False,
         tls: TlsFiles | None = None,
+        members: Path | None = None,
         multicast: str | None = None,
     ) -> "Mesh":
         """Return a client of a mesh over zenoh.
@@ -85,13 +88,24 @@ class Mesh:
             listen: the client's own endpoint; port 0 for any.
             insecure: allow plain tcp beyond this machine.
             tls: the files of mutual TLS, for ``tls/`` and ``quic/`` endpoints.
+            members: the list of members, ``members.json``, where the mesh has one: nobody else is listened to.
             multicast: interface on which nodes are looked for; None for none.
 
         Raises:
             ValueError: when a name or endpoint is malformed or not allowed.
+            BadFile: when the list of members cannot be read.
             MeshError: when the own endpoint cannot be listened on.
         """
-        settings = ZenohSettings(mesh=mesh, listen=(listen,), seeds=tuple(seeds), insecure=insecure, tls=tls, multicast=multicast)
+        settings = ZenohSettings(
+            mesh=mesh,
+            listen=(listen,),
+            seeds=tuple(seeds),
+            insecure=insecure,
+            tls=tls,
+            members=None if members is None else read_members(members),
+            routers=frozenset() if members is None else read_routers(members),
+            multicast=multicast,
+        )
         return cls(ZenohTransport(settings, name=None, fingerprint=None))
 
     async def __aenter__(self) -> Self:

@@ -39,6 +39,7 @@ class NodeSettings:
         multicast: interface on which nodes look for each other; None for not at all.
         site: nodes of one site dial each other, those of others are met through a router.
         http: address for HTTP, such as ``127.0.0.1:8080``; None for none.
+        direct_port: where direct links are accepted, beside ``listen``; 0 for any port.
         options: how it computes.
     """
 
@@ -51,6 +52,7 @@ class NodeSettings:
     multicast: str | None = None
     site: str | None = None
     http: str | None = None
+    direct_port: int = 0
     options: NodeOptions = field(default_factory=NodeOptions)
 
     def __post_init__(self) -> None:
@@ -81,6 +83,7 @@ class NodeSettings:
             routers=frozenset() if self.members is None else read_routers(self.members),
             multicast=self.multicast,
             site=self.site,
+            direct_port=self.direct_port,
         )
 
 

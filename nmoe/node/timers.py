@@ -4,7 +4,18 @@ import heapq
 import itertools
 import threading
 import time
+import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
+
+MIN_SWEEP = 256  # cancelled timers before it is worth sweeping them out
+
+
+@dataclass(slots=True, eq=False)
+class Timer:
+    """What is to be called; None once it was, or was cancelled."""
+
+    call: Callable[[], None] | None
 
 
 class Timers:
@@ -20,7 +31,8 @@ class Timers:
         self._on_gap = on_gap
         self._gap_s = gap_s
         self._wake = threading.Condition()
-        self._heap: list[tuple[float, int, Callable[[], None]]] = []
+        self._heap: list[tuple[float, int, Timer]] = []
+        self._cancelled = 0
         self._count = itertools.count()
         self._open = True
         self.thread = threading.Thread(target=self._run, name=name)
@@ -29,12 +41,26 @@ class Timers:
         """Start the thread."""
         self.thread.start()
 
-    def at(self, time_s: float, call: Callable[[], None]) -> None:
-        """Call a function at a time of the monotonic clock, or as soon as possible when that is past."""
+    def at(self, time_s: float, call: Callable[[], None]) -> "Timer":
+        """Call a function at a time of the monotonic clock, or as soon as possible when that is past, unless it is cancelled first."""
+        timer = Timer(call)
         with self._wake:
-            heapq.heappush(self._heap, (time_s, next(self._count), call))
+            heapq.heappush(self._heap, (time_s, next(self._count), timer))
             if self._heap[0][0] == time_s:
                 self._wake.notify()
+        return timer
+
+    def cancel(self, timer: "Timer") -> None:
+        """Do not call it; what it holds is let go at once."""
+        if timer.call is None:
+            return
+        timer.call = None
+        with self._wake:
+            self._cancelled += 1
+            if self._cancelled > MIN_SWEEP and 2 * self._cancelled > len(self._heap):
+                self._heap = [entry for entry in self._heap if entry[2].call is not None]
+                heapq.heapify(self._heap)
+                self._cancelled = 0
 
     def close(self) -> None:
         """Forget what is not due yet and end the thread."""
@@ -57,8 +83,12 @@ class Timers:
                     self._wake.wait(min(waits) if waits else None)
                     call = None
                 else:
-                    call = heapq.heappop(self._heap)[2]
+                    timer = heapq.heappop(self._heap)[2]
+                    call, timer.call = timer.call, None
             if self._on_gap is not None and (gap_s := time.monotonic() - now_s) > self._gap_s:
                 self._on_gap(gap_s)
             if call is not None:
-                call()
+                try:
+                    call()
+                except Exception:  # noqa: BLE001  # our bug: shown, and the other timers go on
+                    traceback.print_exc()

@@ -140,7 +140,7 @@ def test_a_forgotten_query_is_not_settled(pair: Pair) -> None:
     [
         (b"GET / HTTP/1.1\r\n\r\n" * 4, "did not greet"),
         (GREETING + struct.pack("<H", 5) + b"other", "looks for another node or extractor"),
-        (GREETING + struct.pack("<H", 2) + b"\xff\xfe", "did not greet"),
+        (GREETING + struct.pack("<H", len(GREET)) + b"\xff" * len(GREET), "looks for another node or extractor"),
         (b"", "did not greet"),
     ],
 )
@@ -183,6 +183,55 @@ def test_an_end_that_takes_nothing_is_closed_and_stalls_nobody(pair: Pair) -> No
             if sent > 40 << 20:
                 break
         assert pair.ask(b"healthy") == b"healthy"
+
+
+def test_slow_greetings_do_not_keep_others_out(pair: Pair) -> None:
+    slow = [socket.create_connection(("127.0.0.1", pair.port)) for _ in range(12)]
+    for sock in slow:
+        sock.sendall(GREETING[:3])
+    other = DirectLinks("late", tls=None, members=None, on_refusal=lambda *_: None)
+    other.found("b", f"127.0.0.1:{pair.port}", GREET)
+    until_s = time.monotonic() + 1.5
+    while not other.reaches("b") and time.monotonic() < until_s:
+        time.sleep(0.005)
+    assert other.reaches("b")
+    other.close()
+    for sock in slow:
+        assert ended(sock)  # within the time that a greeting may take
+        sock.close()
+
+
+def test_a_way_that_ends_is_found_again(pair: Pair, eventually: Callable[..., None]) -> None:
+    way = pair.client._ways["b"]
+    assert way.stream is not None
+    way.stream.close()
+    eventually(lambda: not pair.client.reaches("b"))
+    eventually(lambda: pair.client.reaches("b"))
+    assert pair.ask(b"again") == b"again"
+
+
+def test_replies_that_nobody_reads_do_not_pile_up(pair: Pair) -> None:
+    with socket.create_connection(("127.0.0.1", pair.port)) as sock:
+        sock.sendall(GREETING + struct.pack("<H", len(GREET)) + GREET.encode())
+        block = b"".join(HEADER.pack(60_000, number, 0) + bytes(60_000) for number in range(10))
+        sock.settimeout(5)
+        with pytest.raises(OSError, match=r"reset|Broken pipe|timed out"):
+            for _ in range(400):  # 240 MB of echoes, of which the sockets and the stream hold a part
+                sock.sendall(block)
+    assert pair.ask(b"healthy") == b"healthy"
+
+
+def test_closing_streams_from_other_threads_harms_nobody() -> None:
+    for _ in range(10):
+        pair = Pair()
+        assert pair.wait()
+        for _ in range(20):
+            pair.client.ask("b", Service.EXPERT, bytes(3 << 20), lambda _: None)
+        pair.client.lost("b")
+        pair.client.found("b", f"127.0.0.1:{pair.port}", GREET)
+        assert pair.wait()
+        assert pair.ask(b"alive") == b"alive"
+        pair.close()
 
 
 def test_tls_between_members(tmp_path: Path) -> None:

@@ -79,6 +79,11 @@ class Transport(ABC):
         For a process that did not run for longer than the others wait.
         """
 
+    @property
+    @abstractmethod
+    def joined(self) -> bool:
+        """Whether it is in the mesh: false while ``rejoin`` is at work."""
+
     @abstractmethod
     def close(self) -> None:
         """Leave the mesh; outstanding queries end as ``Silence.GONE``. A second call does nothing."""

@@ -59,6 +59,7 @@ class ZenohSettings:
         sites: for a router, the sites between which it passes on by itself. With a router per site it needs none.
         multicast: interface on which nodes look for each other, such as ``eth0``, or ``auto``; None for not at all.
         lease_s: how long a frozen node counts as alive.
+        direct_port: where a node listens for direct links; 0 for any port.
         shared_memory: pass large messages on one machine through shared memory.
         num_queued: messages of a size class that may wait for a link.
         receive_buffer_bytes: per link.
@@ -77,6 +78,7 @@ class ZenohSettings:
     site: str | None = None
     sites: Sequence[str] = ()
     lease_s: float = 1.0
+    direct_port: int = 0
     shared_memory: bool = False  # honest network figures, and 50 MB less per process
     num_queued: int = 16  # with the next line 2.4-3.4 times the throughput of zenoh's own at 1 MiB, see docs/why
     receive_buffer_bytes: int = 4 << 20

@@ -14,6 +14,7 @@ import socket
 import ssl
 import struct
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ from nmoe.node.transport.base import Service
 from nmoe.node.transport.stream import Loop, OnClosed, OnFrame, Stream
 
 GREETING = b"NMOE direct 1 "
-HANDSHAKE_S = 2.0
+HANDSHAKE_S, NUM_SHAKERS = 2.0, 16
+MAX_STREAMS = 1024
 MAX_SHAKING = 64  # connections that have not yet said who they are
 SERVICES = tuple(Service)
 
@@ -42,6 +44,7 @@ class Listener:
     Args:
         loop: reads the streams.
         host: address to listen on.
+        port: the same; 0 for any.
         greeting: what a connection must say first.
         on_frame, on_closed: of every stream.
         on_refusal: told who was refused and why.
@@ -56,6 +59,7 @@ class Listener:
         self,
         loop: Loop,
         host: str,
+        port: int,
         greeting: str,
         *,
         on_frame: OnFrame,
@@ -65,14 +69,14 @@ class Listener:
         members: frozenset[str] | None,
     ) -> None:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._sock = socket.create_server((host, 0), family=family, backlog=128)
+        self._sock = socket.create_server((host, port), family=family, backlog=128)
         self._sock.setblocking(False)
         self.port: int = self._sock.getsockname()[1]
         self._loop, self._greeting = loop, greeting
         self._on_frame, self._on_closed, self._on_refusal = on_frame, on_closed, on_refusal
         self._tls, self._members = tls, members
         self._shaking = threading.BoundedSemaphore(MAX_SHAKING)
-        self._shakers = ThreadPoolExecutor(4, thread_name_prefix="nmoe-direct-greet")
+        self._shakers = ThreadPoolExecutor(NUM_SHAKERS, thread_name_prefix="nmoe-direct-greet")
         loop.listen(self._sock, self._accept)
 
     def close(self) -> None:
@@ -95,6 +99,7 @@ class Listener:
             sock.close()
 
     def _greet(self, sock: socket.socket, host: str) -> None:
+        until_s = time.monotonic() + HANDSHAKE_S
         try:
             sock.settimeout(HANDSHAKE_S)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -103,10 +108,11 @@ class Listener:
                 name = common_name(sock)
                 if self._members is not None and name not in self._members:
                     raise _Stranger(name, "not on the list")
-            said = _receive_greeting(sock)
-            if said != self._greeting:
+            if not _greeted(sock, self._greeting, until_s):
                 raise _Stranger(host, "looks for another node or extractor")
-            self._loop.add(Stream(sock, self._loop, self._on_frame, self._on_closed))
+            if self._loop.num_streams >= MAX_STREAMS:
+                raise _Stranger(host, "too many connections")
+            self._loop.add(Stream(sock, self._loop, self._on_frame, self._on_closed, until_s=valid_until_s(sock)))
         except _Stranger as stranger:
             self._on_refusal(stranger.who, stranger.reason)
             sock.close()
@@ -152,7 +158,7 @@ def dial(
                 raise OSError(f"{host}:{port} shows a certificate of {common_name(sock)}, {name} is expected")
         data = greeting.encode()
         sock.sendall(GREETING + struct.pack("<H", len(data)) + data)
-        stream = Stream(sock, loop, on_frame, on_closed)
+        stream = Stream(sock, loop, on_frame, on_closed, until_s=valid_until_s(sock))
     except OSError:
         sock.close()
         raise
@@ -185,17 +191,28 @@ def why_refused(error: Exception) -> str:
     return "failed handshake" if isinstance(error, ssl.SSLError) else "did not greet"
 
 
-def _receive_greeting(sock: socket.socket) -> str:
-    head = _receive(sock, len(GREETING) + 2)
+def valid_until_s(sock: socket.socket) -> float | None:
+    """Return when the other end's certificate expires, on the monotonic clock; None without TLS."""
+    if not isinstance(sock, ssl.SSLSocket):
+        return None
+    certificate: dict[str, Any] = sock.getpeercert() or {}
+    return time.monotonic() + ssl.cert_time_to_seconds(certificate["notAfter"]) - time.time()
+
+
+def _greeted(sock: socket.socket, expected: str, until_s: float) -> bool:
+    """Say whether the other end gives the greeting that is expected; whatever else it says is not read."""
+    head = _receive(sock, len(GREETING) + 2, until_s)
     if not head.startswith(GREETING):
         raise ValueError("no greeting")
     (size,) = struct.unpack("<H", head[len(GREETING) :])
-    return _receive(sock, size).decode()
+    wanted = expected.encode()
+    return size == len(wanted) and _receive(sock, size, until_s) == wanted
 
 
-def _receive(sock: socket.socket, size: int) -> bytes:
+def _receive(sock: socket.socket, size: int, until_s: float) -> bytes:
     data = b""
     while len(data) < size:
+        sock.settimeout(max(0.001, until_s - time.monotonic()))
         part = sock.recv(size - len(data))
         if not part:
             raise ValueError("the connection ended before a greeting")

@@ -11,7 +11,7 @@ from nmoe.node.transport.config import TlsFiles
 from nmoe.node.transport.direct import SERVICES, Contexts, Listener, dial
 from nmoe.node.transport.stream import Loop, Stream
 
-DIAL_TRIES, DIAL_PAUSE_S = 3, 0.5
+FIRST_PAUSE_S, MAX_PAUSE_S = 0.2, 10.0  # between tries to connect
 
 Settle = Callable[[bytes | Silence], None]
 
@@ -47,9 +47,10 @@ class DirectLinks:
         self._services: dict[int, OnQuery] = {}
         self._listener: Listener | None = None
         self._open = True
+        self._closing = threading.Event()
 
-    def listen(self, host: str, greeting: str) -> int:
-        """Let others connect; return the port.
+    def listen(self, host: str, greeting: str, port: int = 0) -> int:
+        """Let others connect, at a port or, for 0, any; return it.
 
         Raises:
             OSError: when the address cannot be listened on.
@@ -57,6 +58,7 @@ class DirectLinks:
         self._listener = Listener(
             self._loop,
             host,
+            port,
             greeting,
             on_frame=self._asked,
             on_closed=lambda _: None,
@@ -79,7 +81,10 @@ class DirectLinks:
             self._ways[node] = new = _Way(address, greeting)
         if way is not None and way.stream is not None:
             way.stream.close()
-        threading.Thread(target=self._dial, args=(node, new), name="nmoe-direct-dial", daemon=True).start()
+        self._start_dialling(node, new)
+
+    def _start_dialling(self, node: str, way: _Way) -> None:
+        threading.Thread(target=self._dial, args=(node, way), name="nmoe-direct-dial", daemon=True).start()
 
     def lost(self, node: str) -> None:
         """A node is gone: so is the way to it."""
@@ -117,16 +122,17 @@ class DirectLinks:
                 return
             self._open = False
             self._ways.clear()
+        self._closing.set()
         if self._listener is not None:
             self._listener.close()
         self._loop.close()
 
     def _dial(self, node: str, way: _Way) -> None:
+        """Connect to a node; go on trying, ever more seldom, as long as it is announced there."""
         host, _, port = way.address.rpartition(":")
         waiting: dict[int, Settle] = {}
-        for attempt in range(DIAL_TRIES):
-            if self._ways.get(node) is not way:
-                return
+        pause_s = FIRST_PAUSE_S
+        while self._ways.get(node) is way:
             try:
                 way.waiting = waiting
                 stream = dial(
@@ -140,8 +146,8 @@ class DirectLinks:
                     on_closed=lambda _: self._ended(node, way),
                 )
             except OSError:
-                if attempt + 1 < DIAL_TRIES:
-                    threading.Event().wait(DIAL_PAUSE_S)
+                self._closing.wait(pause_s)
+                pause_s = min(MAX_PAUSE_S, 2 * pause_s)
                 continue
             way.stream = stream
             if self._ways.get(node) is not way:
@@ -153,6 +159,8 @@ class DirectLinks:
         waiting, way.waiting = way.waiting or {}, None
         for number in list(waiting):
             _settle(waiting, number, Silence.GONE)
+        if self._open and self._ways.get(node) is way:  # it is still announced
+            self._start_dialling(node, way)
 
     def _asked(self, stream: Stream, number: int, service: int, body: bytes) -> None:
         on_query = self._services.get(service)

@@ -208,6 +208,11 @@ class MemoryTransport(Transport):
     def watch_refusals(self, on_refusal: OnRefusal) -> None:
         """See ``Transport``; everybody in this process is let in."""
 
+    @property
+    def joined(self) -> bool:
+        """See ``Transport``."""
+        return True
+
     def rejoin(self) -> None:
         """See ``Transport``; nothing is lost here."""
 

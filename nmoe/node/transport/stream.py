@@ -1,7 +1,8 @@
 """Streams: connections that carry frames in both directions, and the thread that reads them.
 
 A frame is length (4 bytes), number of the query (8), service (1), all little-endian, and the payload. Whoever has a message writes it, and
-what a full socket does not take is left to the reading thread. A stream whose other end takes nothing for ``STUCK_S`` is closed.
+what a full socket does not take is left to the reading thread, up to ``MAX_LEFT_BYTES``. A stream whose other end takes nothing for
+``STUCK_S`` is closed. Only the loop's thread touches the selector; a stream closed from elsewhere is shut down there and dropped here.
 """
 
 import selectors
@@ -10,6 +11,7 @@ import ssl
 import struct
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,32 +21,37 @@ from nmoe.node.messages import MAX_MESSAGE_BYTES
 HEADER = struct.Struct("<IQB")
 BUFFER_BYTES = 1 << 18
 LARGE_BYTES = 1 << 15
-STUCK_S = 2.0
+MAX_LEFT_BYTES = 8 << 20  # that may wait for a socket, unless it is one message
+READS_A_TURN = 8  # so that one busy stream does not keep the others waiting
+STUCK_S, TICK_S = 2.0, 0.5
 
 OnFrame = Callable[["Stream", int, int, bytes], None]
 OnClosed = Callable[["Stream"], None]
 
 
 class Stream:
-    """One connection, after its greeting. ``send`` may be called from any thread; reading is the loop's business.
+    """One connection, after its greeting. ``send`` and ``close`` may be called from any thread; reading is the loop's business.
 
     Args:
         sock: connected, made non-blocking here.
         loop: reads it.
         on_frame: called with this stream, number, service and payload.
-        on_closed: called once.
+        on_closed: called once, on the loop's thread.
+        until_s: when it ends by itself, on the monotonic clock; None for never.
     """
 
-    def __init__(self, sock: socket.socket, loop: "Loop", on_frame: OnFrame, on_closed: OnClosed) -> None:
+    def __init__(self, sock: socket.socket, loop: "Loop", on_frame: OnFrame, on_closed: OnClosed, *, until_s: float | None = None) -> None:
         sock.setblocking(False)
         self.sock = sock
         self.open = True
+        self.until_s = until_s
+        self.on_closed = on_closed
         self._loop = loop
         self._on_frame = on_frame
-        self._on_closed = on_closed
         self._lock = threading.Lock()  # of writing; with TLS of reading too, which is not safe beside it
         self._tls = isinstance(sock, ssl.SSLSocket)
         self._left: deque[memoryview] = deque()
+        self._left_bytes = 0
         self._taken_s = 0.0  # when the other end last took something
         self._head = bytearray()
         self._body: bytearray | None = None
@@ -52,7 +59,7 @@ class Stream:
         self._number = self._service = 0
 
     def send(self, number: int, service: int, payload: bytes) -> bool:
-        """Send a frame; False when the stream is closed. Never waits."""
+        """Send a frame; False when the stream is closed, or closes because its other end does not keep up. Never waits."""
         head = HEADER.pack(len(payload), number, service)
         with self._lock:
             if not self.open:
@@ -64,11 +71,17 @@ class Stream:
             else:  # worth not copying
                 sent = 0 if self._left else self._write_both(head, payload)
                 data = memoryview(head[sent:] + payload) if sent < HEADER.size else memoryview(payload)[sent - HEADER.size :]
-            if not data or not self.open:
-                return self.open
-            if not self._left:
-                self._taken_s = time.monotonic()
-            self._left.append(data)
+            if not data and self.open:
+                return True
+            full = bool(self._left) and self._left_bytes + len(data) > MAX_LEFT_BYTES
+            if self.open and not full:
+                if not self._left:
+                    self._taken_s = time.monotonic()
+                self._left.append(data)
+                self._left_bytes += len(data)
+        if full or not self.open:
+            self.close()
+            return False
         self._loop.write_later(self)
         return True
 
@@ -98,26 +111,26 @@ class Stream:
                 if not sent:
                     return not self.open
                 self._taken_s = time.monotonic()
+                self._left_bytes -= sent
                 self._left[0] = self._left[0][sent:]
                 if not self._left[0]:
                     self._left.popleft()
         return True
 
-    def stuck(self, now_s: float) -> bool:
-        """Say whether the other end has taken nothing for too long."""
-        return bool(self._left) and now_s - self._taken_s > STUCK_S
+    def over(self, now_s: float) -> bool:
+        """Say whether it is to be closed: its time is up, or the other end has taken nothing for too long."""
+        stuck = bool(self._left) and now_s - self._taken_s > STUCK_S
+        return stuck or (self.until_s is not None and now_s > self.until_s)
 
     def read(self, buffer: bytearray) -> None:
-        """Read what is there and hand on whole frames. On the loop's thread."""
+        """Read some of what is there and hand on whole frames. On the loop's thread."""
         view = memoryview(buffer)
-        while self.open:
+        for turn in range(READS_A_TURN):
+            if not self.open or (turn and self._tls and not self._pending()):
+                return
             target = view if self._body is None else memoryview(self._body)[self._filled :]
             try:
-                if self._tls:
-                    with self._lock:
-                        count = self.sock.recv_into(target)
-                else:
-                    count = self.sock.recv_into(target)
+                count = self._receive(target)
             except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
                 return
             except OSError:
@@ -132,6 +145,19 @@ class Stream:
                 self._parse(view[:count])
             if not self._tls and count < len(target):
                 return  # there is no more; the selector will tell
+        if self._tls and self._pending():  # decrypted already, so the selector would not tell
+            self._loop.call(lambda: self.read(buffer) if self.open else None)
+
+    def _receive(self, target: memoryview) -> int:
+        if self._tls:
+            with self._lock:
+                return self.sock.recv_into(target)
+        return self.sock.recv_into(target)
+
+    def _pending(self) -> bool:
+        assert isinstance(self.sock, ssl.SSLSocket)
+        with self._lock:
+            return self.open and self.sock.pending() > 0
 
     def _finish_body(self) -> None:
         body = self._body
@@ -165,18 +191,15 @@ class Stream:
         self._head = bytearray(data[at:])
 
     def close(self) -> None:
-        """Close the stream; ``on_closed`` follows once."""
-        with self._lock:
-            if self.sock.fileno() < 0:
-                return
-            self.open = False
-            self._loop.forget(self)
-            self.sock.close()
-        self._on_closed(self)
+        """End the stream; ``on_closed`` follows once."""
+        self.open = False
+        with suppress(OSError):  # it has ended already
+            self.sock.shutdown(socket.SHUT_RDWR)
+        self._loop.drop_later(self)
 
 
 class Loop:
-    """The thread that reads all streams of one member, and accepts new ones.
+    """The thread that reads all streams of one member, and accepts new ones. Selector and sets belong to it alone.
 
     Args:
         name: of the thread.
@@ -188,14 +211,18 @@ class Loop:
         self._wake.setblocking(False)
         self._waker.setblocking(False)
         self._selector.register(self._wake, selectors.EVENT_READ, None)
-        self._todo: deque[Callable[[], None]] = deque()
+        self._todo: deque[Callable[[], object]] = deque()
         self._streams: set[Stream] = set()
-        self._writing: set[Stream] = set()
         self._open = True
         self._thread = threading.Thread(target=self._run, name=name)
         self._thread.start()
 
-    def call(self, todo: Callable[[], None]) -> None:
+    @property
+    def num_streams(self) -> int:
+        """Streams open now."""
+        return len(self._streams)
+
+    def call(self, todo: Callable[[], object]) -> None:
         """Run something on the loop's thread."""
         self._todo.append(todo)
         self._wake_up()
@@ -206,11 +233,7 @@ class Loop:
 
     def listen(self, sock: socket.socket, accept: Callable[[], None]) -> None:
         """Call ``accept`` whenever somebody waits at a listening socket."""
-        self.call(lambda: self._listen(sock, accept))
-
-    def _listen(self, sock: socket.socket, accept: Callable[[], None]) -> None:
-        if sock.fileno() >= 0:  # else it was closed meanwhile
-            self._selector.register(sock, selectors.EVENT_READ, accept)
+        self.call(lambda: self._selector.register(sock, selectors.EVENT_READ, accept))
 
     def unlisten(self, sock: socket.socket) -> None:
         """Stop listening and close the socket."""
@@ -226,27 +249,30 @@ class Loop:
         self.call(lambda: self._add(stream))
 
     def _add(self, stream: Stream) -> None:
-        if stream.open:
-            self._streams.add(stream)
-            self._selector.register(stream.sock, selectors.EVENT_READ, stream)
+        self._streams.add(stream)
+        self._selector.register(stream.sock, selectors.EVENT_READ, stream)
+        if not stream.open:
+            self._drop(stream)
 
     def write_later(self, stream: Stream) -> None:
         """Go on writing when the socket takes more."""
-        self.call(lambda: self._watch_writing(stream))
+        self.call(lambda: self._watch(stream, writing=True))
 
-    def _watch_writing(self, stream: Stream) -> None:
+    def _watch(self, stream: Stream, *, writing: bool) -> None:
         if stream in self._streams:
-            self._writing.add(stream)
-            self._selector.modify(stream.sock, selectors.EVENT_READ | selectors.EVENT_WRITE, stream)
+            self._selector.modify(stream.sock, selectors.EVENT_READ | (selectors.EVENT_WRITE if writing else 0), stream)
 
-    def forget(self, stream: Stream) -> None:
-        """A stream is about to be closed; called under its lock, from any thread."""
-        try:
-            self._selector.unregister(stream.sock)
-        except (KeyError, ValueError):  # was never added
+    def drop_later(self, stream: Stream) -> None:
+        """Forget a stream that was ended."""
+        self.call(lambda: self._drop(stream))
+
+    def _drop(self, stream: Stream) -> None:
+        if stream not in self._streams:  # a second time, or not added yet: then ``_add`` sees to it
             return
         self._streams.discard(stream)
-        self._writing.discard(stream)
+        self._selector.unregister(stream.sock)
+        stream.sock.close()
+        stream.on_closed(stream)
 
     def close(self) -> None:
         """Close all streams and end the thread."""
@@ -257,29 +283,43 @@ class Loop:
 
     def _run(self) -> None:
         buffer = bytearray(BUFFER_BYTES)
+        looked_s = time.monotonic()
         while self._open:
-            for key, mask in self._selector.select(0.5 if self._writing else None):
-                if key.data is None:
-                    self._wake.recv(4096)
-                elif isinstance(key.data, Stream):
-                    self._serve(key.data, mask, buffer)
-                else:
-                    key.data()
+            for key, mask in self._selector.select(TICK_S if self._streams else None):
+                self._guard(key.data, mask, buffer)
             while self._todo:
-                self._todo.popleft()()
-            if self._writing:
-                now_s = time.monotonic()
-                for stream in [stream for stream in self._writing if stream.stuck(now_s)]:
+                self._guard(self._todo.popleft(), 0, buffer)
+            if (now_s := time.monotonic()) - looked_s > TICK_S:
+                looked_s = now_s
+                for stream in [stream for stream in self._streams if stream.over(now_s)]:
                     stream.close()
+        while self._todo:  # what is told to close now must not be left open
+            self._guard(self._todo.popleft(), 0, buffer)
         for stream in list(self._streams):
-            stream.close()
+            stream.open = False
+            self._guard(lambda stream=stream: self._drop(stream), 0, buffer)  # type: ignore[misc]  # a default binds the loop's variable
         for end in (self._selector, self._wake, self._waker):
             end.close()
 
+    def _guard(self, what: Stream | Callable[[], object] | None, mask: int, buffer: bytearray) -> None:
+        """Do one thing; an error in it is shown and ends one stream, not the others."""
+        try:
+            if what is None:
+                self._wake.recv(4096)
+            elif isinstance(what, Stream):
+                self._serve(what, mask, buffer)
+            else:
+                what()
+        except Exception:  # noqa: BLE001  # our bug, or a handler's
+            traceback.print_exc()
+            if isinstance(what, Stream):
+                what.close()
+
     def _serve(self, stream: Stream, mask: int, buffer: bytearray) -> None:
-        if mask & selectors.EVENT_WRITE and stream.flush() and stream in self._writing:
-            self._writing.discard(stream)
-            self._selector.modify(stream.sock, selectors.EVENT_READ, stream)
+        if stream not in self._streams:  # dropped earlier in this turn
+            return
+        if mask & selectors.EVENT_WRITE and stream.flush():
+            self._watch(stream, writing=False)
         if mask & selectors.EVENT_READ:
             stream.read(buffer)
         if not stream.open:

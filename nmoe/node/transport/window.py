@@ -53,6 +53,19 @@ class Window(Generic[Item]):
             items.append(item)
         return items
 
+    def withdraw(self, size: int, item: Item) -> bool:
+        """Take a query out that still waits for its turn; False when it does not."""
+        try:
+            self.waiting.remove((size, item))
+        except ValueError:
+            return False
+        self.waiting_bytes -= size
+        return True
+
+    def unsent(self, size: int) -> None:
+        """A query of this size came out of ``ready`` but did not leave: nothing is learnt of the node."""
+        self.in_flight_bytes -= size
+
     def answered(self, size: int) -> None:
         """A query of this size has ended with a reply, or because its node is gone: nothing of it is on its way any more."""
         self.in_flight_bytes -= size

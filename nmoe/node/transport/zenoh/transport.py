@@ -17,38 +17,25 @@ What zenoh 1.10.2 does that this file answers to (measured, see docs/why):
 
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import zenoh
 
 from nmoe.core.errors import MeshError
 from nmoe.node.messages import MAGIC, RefusalCode, check_name, encode, refusal
 from nmoe.node.timers import Timers
+from nmoe.node.transport.asks import Ask, Asks
 from nmoe.node.transport.base import OnPeer, OnQuery, OnRefusal, OnReply, Respond, Service, Silence, Transport
 from nmoe.node.transport.config import ZenohSettings, direct_host
 from nmoe.node.transport.direct_links import DirectLinks
 from nmoe.node.transport.outbox import Callback, Outbox
 from nmoe.node.transport.refusals import Refused, link_refusal
-from nmoe.node.transport.window import Window
 from nmoe.node.transport.zenoh.session import open_session, refusals
 
 MAX_REPLIES_QUEUED = 1024
 NO_ADDRESS = "-"  # in a token: no direct connections
 SMALL_BYTES = 256 << 10  # sent by whoever has it; well below what a link's queue holds
-REJOIN_TRIES, REJOIN_PAUSE_S = 10, 0.5
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class _Ask:
-    node: str
-    service: Service
-    key: str
-    payload: bytes
-    until_s: float
-    on_reply: OnReply
-    reply: bytes | Silence = Silence.GONE
-    done: bool = False
+FIRST_PAUSE_S, MAX_PAUSE_S = 0.05, 2.0  # between tries to rejoin
 
 
 class ZenohTransport(Transport):
@@ -74,21 +61,23 @@ class ZenohTransport(Transport):
         self._fingerprint = None if fingerprint is None else check_name(fingerprint, "extractor fingerprint")
         self._lock = threading.Lock()
         self._open = True
+        self._closing = threading.Event()
+        self._announced = False
         self._edition = 0
         self._token: zenoh.LivelinessToken | None = None
         self._on_peer: OnPeer | None = None
         self._on_refusal: OnRefusal | None = None
         self._services: dict[Service, OnQuery] = {}
         self._homes: dict[str, set[tuple[str, str]]] = {}  # fingerprint and edition of every token of a node
-        self._windows: dict[str, Window[_Ask]] = {}
         self._rejoining: threading.Thread | None = None
         self._session = open_session(settings)
         label = name or "client"
         self._timers = Timers(f"nmoe-asks-due-{label}")
         self._timers.start()
+        self._asks = Asks(self._send, self._timers)
         self._direct = DirectLinks(label, tls=settings.tls, members=settings.members, on_refusal=self._refused)
         self._address = self._listen_directly()
-        self._asks = Outbox("nmoe-asks")
+        self._outbox = Outbox("nmoe-asks")
         self._replies = Outbox("nmoe-replies")
 
     def _listen_directly(self) -> str:
@@ -97,7 +86,7 @@ class ZenohTransport(Transport):
         if self._name is None or self._fingerprint is None or host is None:
             return NO_ADDRESS
         try:
-            port = self._direct.listen(host, self._greeting(self._fingerprint, self._name))
+            port = self._direct.listen(host, self._greeting(self._fingerprint, self._name), self._settings.direct_port)
         except OSError as error:
             raise MeshError(f"cannot listen on {host}: {error.strerror}") from error
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -107,6 +96,11 @@ class ZenohTransport(Transport):
 
     def announce(self) -> None:
         """See ``Transport``."""
+        self._announced = True
+        if self.joined:
+            self._declare_token()
+
+    def _declare_token(self) -> None:
         self._edition += 1
         before = self._token
         self._token = self._session.liveliness().declare_token(f"{self._home()}/alive/{self._name}/{self._edition}/{self._address}")
@@ -115,7 +109,8 @@ class ZenohTransport(Transport):
 
     def withdraw(self) -> None:
         """See ``Transport``."""
-        if self._token is not None:
+        self._announced = False
+        if self._token is not None and self.joined:
             self._token.undeclare()
             self._token = None
 
@@ -171,7 +166,7 @@ class ZenohTransport(Transport):
             if alive and address != NO_ADDRESS and name != self._name:
                 self._direct.found(name, address, self._greeting(fingerprint, name))
             elif not after:
-                self._direct.lost(name)
+                self._forget(name)
             if self._on_peer is not None and (alive or before != after):
                 with Callback():
                     self._on_peer(name, after)
@@ -179,6 +174,10 @@ class ZenohTransport(Transport):
         key = f"{self._root}/{self._fingerprint or '*'}/alive/*/*/*"
         handler = zenoh.handlers.Callback(changed, indirect=False)
         self._subscriber = session.liveliness().declare_subscriber(key, handler, history=True)
+
+    def _forget(self, node: str) -> None:
+        self._direct.lost(node)
+        self._asks.lost(node)
 
     def serve(self, service: Service, on_query: OnQuery) -> None:
         """See ``Transport``."""
@@ -225,24 +224,22 @@ class ZenohTransport(Transport):
 
     def ask(self, node: str, service: Service, payload: bytes, *, timeout_s: float, on_reply: OnReply) -> None:
         """See ``Transport``; waits in the window to that node for its turn."""
-        now_s = time.monotonic()
-        ready: list[_Ask] = []
         with self._lock:
-            home = self._find(node)
-            if home is None or not self._open:
-                taken = None
-            else:
-                key = f"{self._root}/{home}/node/{node}/{service.value}"
-                ask = _Ask(node=node, service=service, key=key, payload=payload, until_s=now_s + timeout_s, on_reply=on_reply)
-                window = self._windows.setdefault(node, Window())
-                taken = window.offer(len(payload), ask, now_s)
-                ready = window.ready()
-        self._launch(ready)
-        if not taken:
-            on_reply(Silence.GONE if taken is None else Silence.FULL)
+            home = self._find(node) if self._open else None
+        if home is None:
+            on_reply(Silence.GONE)
+            return
+        key = f"{self._root}/{home}/node/{node}/{service.value}"
+        until_s = time.monotonic() + timeout_s
+        self._asks.submit(Ask(node=node, service=service, key=key, payload=payload, until_s=until_s, on_reply=on_reply))
+
+    @property
+    def joined(self) -> bool:
+        """See ``Transport``."""
+        return self._rejoining is None
 
     def rejoin(self) -> None:
-        """See ``Transport``."""
+        """See ``Transport``; goes on trying until it works or the transport is closed."""
         with self._lock:
             if not self._open or self._rejoining is not None:
                 return
@@ -250,40 +247,39 @@ class ZenohTransport(Transport):
             self._rejoining.start()
 
     def _rejoin(self) -> None:
-        old = self._session
         with self._lock:
             gone = list(self._homes)
             self._homes.clear()
         for name in gone:
-            self._direct.lost(name)
+            self._forget(name)
             if self._on_peer is not None:
                 self._on_peer(name, False)
-        old.close()  # frees the endpoint; ends outstanding queries as gone
+        self._session.close()  # frees the endpoint; ends outstanding queries as gone
         session = self._reopen()
-        with self._lock:
-            self._rejoining = None
-            if session is None or not self._open:
-                if session is not None:
-                    session.close()
-                return
+        if session is None:
+            return
+        try:
             self._session = session
-        for service, on_query in self._services.items():
-            self._declare(session, service, on_query)
-        if self._on_peer is not None:
-            self._subscribe(session)
-        self._watch_links(session)
-        if self._token is not None:
+            for service, on_query in self._services.items():
+                self._declare(session, service, on_query)
+            if self._on_peer is not None:
+                self._subscribe(session)
+            self._watch_links(session)
             self._token = None  # went with its session
-            self.announce()
+            if self._announced:
+                self._declare_token()
+        except zenoh.ZError:  # the transport was closed meanwhile
+            return
+        finally:
+            self._rejoining = None
 
     def _reopen(self) -> zenoh.Session | None:
-        for _ in range(REJOIN_TRIES):
-            if not self._open:
-                return None
+        pause_s = FIRST_PAUSE_S
+        while not self._closing.wait(pause_s):
             try:
                 return open_session(self._settings)
-            except MeshError:  # the old socket may linger for a moment
-                time.sleep(REJOIN_PAUSE_S)
+            except MeshError:  # the old socket may linger, or the machine has no address yet
+                pause_s = min(MAX_PAUSE_S, 2 * pause_s)
         return None
 
     def close(self) -> None:
@@ -292,18 +288,17 @@ class ZenohTransport(Transport):
             if not self._open:
                 return
             self._open = False
-            waiting = [ask for window in self._windows.values() for _, ask in window.waiting]
-            self._windows.clear()
+        self._closing.set()
         refusals.discard(self._refused_handshake)
-        if self._rejoining is not None:
-            self._rejoining.join()
-        self._timers.close()
+        rejoining = self._rejoining
+        if rejoining is not None:
+            rejoining.join()
+        self._asks.close()
         self._direct.close()
         self._replies.close()  # what is answered already still leaves
-        self._asks.close()
+        self._outbox.close()
         self._session.close()  # ends outstanding queries as gone
-        for ask in waiting:
-            ask.on_reply(Silence.GONE)
+        self._timers.close()
 
     def _home(self) -> str:
         if self._name is None or self._fingerprint is None:
@@ -316,75 +311,46 @@ class ZenohTransport(Transport):
         homes = {fingerprint for fingerprint, _ in self._homes.get(node, ())}
         return next(iter(homes)) if len(homes) == 1 else None
 
-    def _launch(self, asks: Sequence[_Ask]) -> None:
-        for ask in asks:
-            if self._direct.reaches(ask.node) or (len(ask.payload) <= SMALL_BYTES and not Callback.running()):
-                self._send(ask)
-            else:
-                self._asks.queue.put(lambda ask=ask: self._send(ask))  # type: ignore[misc]  # a default binds the loop's variable
-
-    def _send(self, ask: _Ask) -> None:
-        left_s = ask.until_s - time.monotonic()
-        if left_s <= 0 or not self._open:
-            ask.reply = Silence.TIMEOUT if self._open else Silence.GONE
-            self._settle(ask, sent=False)
-            return
+    def _send(self, ask: Ask) -> Silence | None:
+        """Send a query, directly where that goes; see ``Asks``."""
+        if not self._open:
+            return Silence.GONE
         number = self._direct.ask(ask.node, ask.service, ask.payload, lambda reply: self._direct_replied(ask, reply))
         if number is not None:
-            self._timers.at(ask.until_s, lambda: self._overdue(ask, number))
-            return
-        self._send_through_zenoh(ask, left_s)
+            ask.forget = lambda: self._direct.forget(ask.node, number)
+        elif len(ask.payload) <= SMALL_BYTES and not Callback.running():
+            self._send_through_zenoh(ask)
+        else:
+            self._outbox.queue.put(lambda: self._send_through_zenoh(ask))
+        return None
 
-    def _direct_replied(self, ask: _Ask, reply: bytes | Silence) -> None:
-        ask.reply = reply
+    def _direct_replied(self, ask: Ask, reply: bytes | Silence) -> None:
         with Callback():
-            self._settle(ask, sent=True)
+            self._asks.settle(ask, reply)
 
-    def _overdue(self, ask: _Ask, number: int) -> None:
-        if not ask.done and self._direct.forget(ask.node, number):
-            ask.reply = Silence.TIMEOUT
-            self._settle(ask, sent=True)
+    def _send_through_zenoh(self, ask: Ask) -> None:
+        replies: list[bytes | Silence] = []
 
-    def _send_through_zenoh(self, ask: _Ask, left_s: float) -> None:
         def replied(reply: zenoh.Reply) -> None:
             payload = reply.ok.payload if reply.ok is not None else reply.err.payload if reply.err is not None else None
             data = b"" if payload is None else payload.to_bytes()
-            ask.reply = data if reply.ok is not None or data.startswith(MAGIC) else Silence.TIMEOUT
+            replies.append(data if reply.ok is not None or data.startswith(MAGIC) else Silence.TIMEOUT)
 
         def over() -> None:
             with Callback():
-                self._settle(ask, sent=True)
+                self._asks.settle(ask, replies[-1] if replies else Silence.GONE)
 
         try:
             self._session.get(
                 ask.key,
                 zenoh.handlers.Callback(replied, over, indirect=False),
                 payload=ask.payload,
-                timeout=left_s,
+                timeout=max(0.001, ask.until_s - time.monotonic()),
                 consolidation=zenoh.ConsolidationMode.NONE,
                 express=True,
             )
         except zenoh.ZError:  # the session is closed, or the link broke: to the asker the same as gone
-            self._settle(ask, sent=False)
-
-    def _settle(self, ask: _Ask, *, sent: bool) -> None:
-        """Give the weight back, let the next ones go, and call the asker, once."""
-        ready: list[_Ask] = []
-        with self._lock:
-            if ask.done:
-                return
-            ask.done = True
-            window, dropped = self._windows.get(ask.node), []
-            if window is not None:
-                if sent and ask.reply is Silence.TIMEOUT:
-                    dropped = window.timed_out(len(ask.payload), time.monotonic())
-                else:
-                    window.answered(len(ask.payload))
-                ready = window.ready()
-        self._launch(ready)
-        ask.on_reply(ask.reply)
-        for behind in dropped:
-            behind.on_reply(Silence.FULL)
+            self._asks.settle(ask, Silence.GONE)
 
 
 def _send_reply(send: Callable[[], None], query: zenoh.Query) -> None:
