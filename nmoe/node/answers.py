@@ -16,7 +16,7 @@ from torch import Tensor
 from nmoe.node.messages import InferReply, Refusal
 
 RATE_S = 10.0  # requests per second are counted over this long
-MAX_REMEMBERED = 512
+MAX_REMEMBERED, MAX_REMEMBERED_BYTES = 512, 16 << 20
 MAX_LINES_WAITING = 4096
 
 Done = Callable[[InferReply | Refusal], None]
@@ -44,6 +44,11 @@ class Answered:
     experts: np.ndarray
     logits: np.ndarray
 
+    @property
+    def size(self) -> int:
+        """Bytes it takes."""
+        return self.features.nbytes + self.experts.nbytes + self.logits.nbytes
+
 
 class Answers:
     """The ledger of one node's infer requests; every request is answered once.
@@ -59,6 +64,7 @@ class Answers:
         self._seconds: deque[float] = deque(maxlen=1024)
         self._times: deque[float] = deque(maxlen=8192)
         self._remembered: OrderedDict[str, Answered] = OrderedDict()
+        self._remembered_bytes = 0
         self.answered = 0
         self.degraded = 0
         self.refused: Counter[str] = Counter()
@@ -104,16 +110,23 @@ class Answers:
         asked.done(refusal)
 
     def remember(self, identity: str, answered: Answered) -> None:
-        """Keep what feedback on a request needs, for the last few hundred named ones."""
+        """Keep what feedback on a request needs, for the last few hundred named ones, or fewer if they are large."""
         with self._lock:
+            self._forget(identity)
             self._remembered[identity] = answered
-            if len(self._remembered) > MAX_REMEMBERED:
-                self._remembered.popitem(last=False)
+            self._remembered_bytes += answered.size
+            while len(self._remembered) > MAX_REMEMBERED or self._remembered_bytes > MAX_REMEMBERED_BYTES:
+                self._forget(next(iter(self._remembered)))
+
+    def _forget(self, identity: str) -> Answered | None:
+        answered = self._remembered.pop(identity, None)
+        self._remembered_bytes -= 0 if answered is None else answered.size
+        return answered
 
     def recall(self, identity: str) -> Answered | None:
         """Return what was kept of a request, once: it teaches only once."""
         with self._lock:
-            return self._remembered.pop(identity, None)
+            return self._forget(identity)
 
     def percentile(self, share: float) -> float | None:
         """Return a percentile of the seconds of the last requests."""

@@ -1,8 +1,8 @@
 """Coalescer: lets concurrent calls share a journey to the experts.
 
 A call that finds no flight out leaves at once, on its caller's thread. While one is out, another leaves only if it carries as many rows, so
-that a crowd of small calls travels together and two large ones side by side. The rest gathers; the next flight to land takes all of it, up to
-a number of rows. Under light load nothing is delayed; under heavy load each flight carries many calls.
+that a crowd of small calls travels together and two large ones side by side. The rest gathers; the next flight to land takes all of it, up
+to a number of rows. Under light load nothing is delayed; under heavy load each flight carries many calls.
 """
 
 import threading
@@ -54,6 +54,15 @@ class Coalescer(Generic[Call]):
         """Count one flight more: a launch that divides its calls ends with ``landed`` for each part."""
         with self._lock:
             self._out += 1
+
+    def withdraw(self, call: Call) -> bool:
+        """Take a call out that has not left yet; False when it has."""
+        with self._lock:
+            try:
+                self._waiting.remove(call)
+            except ValueError:
+                return False
+        return True
 
     def landed(self) -> None:
         """A flight is over; calls that gathered meanwhile leave, on a thread of this object's."""

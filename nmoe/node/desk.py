@@ -21,11 +21,12 @@ from nmoe.node.answers import Answered, Answers, Asked, Done
 from nmoe.node.bank import NodeCompute
 from nmoe.node.batcher import Job, Line
 from nmoe.node.dispatcher import Cargo, Dispatcher, Hooks, all_finite, fill
-from nmoe.node.events import ComputeFailed, Finish, InferArrived, OwnAnswered, Refuse
+from nmoe.node.events import ComputeFailed, Finish, InferArrived, OwnAnswered, OwnFailed, Refuse
 from nmoe.node.messages import MAX_MESSAGE_BYTES, MAX_ROWS, CardReply, InferReply, InferRequest, Refusal, RefusalCode, refusal
 from nmoe.node.newcomers import Newcomers
 from nmoe.node.options import NodeOptions
 from nmoe.node.protocol import Origin, Rules
+from nmoe.node.service import Learned
 from nmoe.node.timers import Timers
 from nmoe.node.transport.base import Transport
 
@@ -141,7 +142,7 @@ class Desk:
         if asked is None:
             return
         left_s = max(1e-3, asked.due_s - time.monotonic())
-        key = (asked.k, asked.images.dtype, math.frexp(left_s)[1], asked.trace)  # deadlines within a factor of two fly together
+        key = (asked.k, asked.images.dtype, math.frexp(left_s)[1])  # deadlines within a factor of two fly together
         job = Job(Line.INFER, key, len(asked.images), asked.images.numel(), asked.due_s, number)
         if (refused := self._submit(job)) is not None:
             self.dispatcher.happen(ComputeFailed((number,), f"{self._name}: {refused}", RefusalCode.BUSY))
@@ -168,7 +169,8 @@ class Desk:
             return
         starts = itertools.accumulate((len(asked.images) for _, asked in found), initial=0)
         requests = [(number, start) for (number, _), start in zip(found, starts, strict=False)]
-        self.dispatcher.scored(requests, scores, Cargo(features.numpy(), trace=found[0][1].trace))
+        trace = next((asked.trace for _, asked in found if asked.trace), "")  # what flies together is one span's child: the first's
+        self.dispatcher.scored(requests, scores, Cargo(features.numpy(), trace=trace))
 
     def _run_own(self, flight: int, cargo: Cargo) -> None:
         try:
@@ -176,7 +178,7 @@ class Desk:
             if not all_finite(own):
                 raise ValueError("the own expert's outputs are not finite")
         except Exception as error:  # noqa: BLE001
-            self.dispatcher.own_failed(flight, f"{type(error).__name__}: {error}")
+            self.dispatcher.happen(OwnFailed(flight, f"{type(error).__name__}: {error}"))
             return
         cargo.own = own
         self.dispatcher.happen(OwnAnswered(flight))
@@ -197,7 +199,8 @@ class Desk:
             rows = slice(start, start + len(asked.images))
             share = len(asked.images) / finish.rows
             if asked.identity:
-                self._answers.remember(asked.identity, Answered(cargo.features[rows], finish.experts[rows], logits[rows]))
+                kept = Answered(cargo.features[rows].copy(), finish.experts[rows].copy(), logits[rows].copy())  # a view would hold the flight
+                self._answers.remember(asked.identity, kept)
             reply = InferReply(
                 probabilities=probabilities[rows],
                 labels=labels[rows],
@@ -214,17 +217,18 @@ class Desk:
     def _refused(self, effect: Refuse) -> None:
         self._answers.refuse(effect.request, refusal(effect.code, effect.reason, request=effect.request))
 
-    def feedback(self, identity: str, labels: Sequence[int]) -> str | None:
-        """Learn from the true labels of an earlier request; return None, or why not."""
+    def feedback(self, identity: str, labels: Sequence[int]) -> tuple[Learned, str]:
+        """Learn from the true labels of an earlier request; return whether, and why not."""
         if any(not 0 <= label < self._card.num_classes for label in labels):
-            return f"labels must be between 0 and {self._card.num_classes - 1}"
+            return Learned.UNFIT, f"labels must be between 0 and {self._card.num_classes - 1}"
         answered = self._answers.recall(identity)
         if answered is None:
-            return f"no recent request has the id {identity!r}, or it was learnt from already"
+            return Learned.UNKNOWN, f"no recent request has the id {identity!r}, or it was learnt from already"
         if len(labels) != len(answered.features):
             self._answers.remember(identity, answered)
-            return f"{len(answered.features)} labels wanted, one per image, {len(labels)} came"
-        return self._newcomers.learn(answered, labels)
+            return Learned.UNFIT, f"{len(answered.features)} labels wanted, one per image, {len(labels)} came"
+        reason = self._newcomers.learn(answered, labels)
+        return (Learned.YES, "") if reason is None else (Learned.UNFIT, reason)
 
     # Who is let in
 

@@ -16,7 +16,6 @@ import numpy as np
 
 from nmoe.core.errors import MessageError
 from nmoe.node.events import (
-    ComputeFailed,
     Effect,
     Event,
     ExpertGroup,
@@ -80,7 +79,7 @@ class Hooks:
 
     Attributes:
         queue: let a request be scored.
-        run_own: run the own expert on a flight's features, then let ``OwnAnswered`` happen.
+        run_own: run the own expert on a flight's features, then let ``OwnAnswered`` or ``OwnFailed`` happen.
         finished: answer the requests of a flight.
         refused: refuse a request.
         examine: look at a new peer's card and call back with None or a reason to reject it, from any thread.
@@ -146,13 +145,6 @@ class Dispatcher:
                 self._cargo.pop(number, None)
         for effect, freight in todo:
             self._carry_out(effect, freight)
-
-    def own_failed(self, flight: int, reason: str) -> None:
-        """The own expert could not be computed."""
-        with self.lock:
-            found = self.origin.flights.get(flight)
-            requests = () if found is None else tuple(request.number for request in found.open_requests)
-        self.happen(ComputeFailed(requests, reason))
 
     def ask(self, peer: str, service: Service, payload: bytes, *, timeout_s: float, on_reply: OnReply) -> None:
         """Ask a peer for something besides what the origin decides."""

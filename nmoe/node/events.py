@@ -89,6 +89,13 @@ class OwnAnswered(_Record, frozen=True, gc=False):
     flight: int
 
 
+class OwnFailed(_Record, frozen=True, gc=False):
+    """The own expert cannot be computed on a flight: it raised, or put out NaN."""
+
+    flight: int
+    reason: str
+
+
 class ComputeFailed(_Record, frozen=True, gc=False):
     """This node cannot compute these requests: it raised, or (``busy``) its workers have no room."""
 
@@ -145,6 +152,7 @@ Event = (
     | InferArrived
     | Scored
     | OwnAnswered
+    | OwnFailed
     | ComputeFailed
     | PeerAnswered
     | PeerFailed
@@ -170,7 +178,7 @@ class Queue(_Record, frozen=True, gc=False):
 
 
 class RunOwn(_Record, frozen=True, gc=False):
-    """Run the own expert on every row of a flight; then ``OwnAnswered`` or ``ComputeFailed``."""
+    """Run the own expert on every row of a flight; then ``OwnAnswered`` or ``OwnFailed``."""
 
     flight: int
 

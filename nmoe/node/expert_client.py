@@ -2,31 +2,35 @@
 
 import asyncio
 import itertools
+import math
 import random
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nmoe.core.errors import MeshError
 from nmoe.node.coalescer import Coalescer
-from nmoe.node.dispatcher import Cargo, Dispatcher, Hooks, fill
+from nmoe.node.dispatcher import Cargo, Dispatcher, Hooks, all_finite, fill
 from nmoe.node.events import Finish, InferArrived, Refuse
-from nmoe.node.messages import RefusalCode, TensorFormat
+from nmoe.node.messages import MAX_MESSAGE_BYTES, MAX_ROWS, RefusalCode, TensorFormat
 from nmoe.node.plan import Routing
 from nmoe.node.protocol import Origin, Rules
-from nmoe.node.timers import Timers
+from nmoe.node.timers import Timer, Timers
 from nmoe.node.transport.base import Transport
 
 FORMATS = (TensorFormat.FLOAT32,)
 MAX_CALLS_WAITING = 4096
+ROOM_BYTES = 1 << 16  # for headers and row numbers
+MAX_K = 8  # experts per sample for which a reply of the largest call surely fits a message
 
 
 class Answer(NamedTuple):
@@ -55,6 +59,7 @@ class Call:
     due_s: float
     deliver: Deliver = lambda _: None
     future: "asyncio.Future[Answer | Exception] | None" = None
+    timer: Timer | None = None
 
 
 class ExpertClient:
@@ -138,6 +143,21 @@ class ExpertClient:
                 raise MeshError(f"nobody serves {', '.join(missing)} after {timeout_s:g} s")
             time.sleep(0.005)
 
+    def check(self, features: Tensor) -> None:
+        """Check samples before they share a message with others.
+
+        Raises:
+            ValueError: when they have another width or type, are too many for a message, or are not finite.
+        """
+        in_dim = self.dispatcher.origin.rules.in_dim
+        if features.shape[1] != in_dim or features.dtype != torch.float32:
+            raise ValueError(f"float32 features of {in_dim} numbers wanted, got {features.dtype} of {features.shape[1]}")
+        most = min(MAX_ROWS, (MAX_MESSAGE_BYTES - ROOM_BYTES) // (4 * max(in_dim, self.out_dim * MAX_K)))
+        if len(features) > most:
+            raise ValueError(f"at most {most} samples a call, got {len(features)}")
+        if not all_finite(features.numpy()):
+            raise ValueError("features must be finite, got NaN or infinity")
+
     def call(self, call: Call) -> Answer:
         """Send a call off and wait for its answer.
 
@@ -188,31 +208,45 @@ class ExpertClient:
         self.close()
 
     def _submit(self, calls: list[Call]) -> None:
+        for call in calls:  # one that waits for a flight is told in time
+            call.timer = self.timers.at(call.due_s, partial(self._overdue, call))
         refused = self._coalescer.submit(calls)
         if refused:
             _deliver([(call, MeshError("too many calls wait for the experts already")) for call in refused])
 
     def _launch(self, calls: list[Call]) -> None:
-        first = calls[0]
-        alike = [call for call in calls if call.k == first.k and call.gate is first.gate]
-        if len(alike) < len(calls):  # those that ask differently travel apart
+        """Send calls off together; those that ask differently, or are due much sooner or later, travel apart."""
+        now_s = time.monotonic()
+        sorts: dict[object, list[Call]] = {}
+        for call in calls:
+            left_s = max(1e-3, call.due_s - now_s)
+            sorts.setdefault((call.k, id(call.gate), math.frexp(left_s)[1]), []).append(call)
+        for _ in range(len(sorts) - 1):
             self._coalescer.borrow()
-            self._launch([call for call in calls if call.k != first.k or call.gate is not first.gate])
+        for alike in sorts.values():
+            self._launch_alike(alike)
+
+    def _launch_alike(self, calls: list[Call]) -> None:
         number = next(self._numbers)
-        self._journeys[number] = alike
-        features = first.features if len(alike) == 1 else np.concatenate([call.features for call in alike])
+        self._journeys[number] = calls
+        first = calls[0]
         try:
-            scores = _scores(alike, features)
-        except Exception as error:  # noqa: BLE001  # whatever a caller's gate raises is its callers' to hear
+            features = first.features if len(calls) == 1 else np.concatenate([call.features for call in calls])
+            scores = _scores(calls, features)
+            due_s = min(call.due_s for call in calls)
+            self.dispatcher.begin(InferArrived(number, len(features), due_s, first.k), scores, Cargo(features))
+        except Exception as error:  # noqa: BLE001  # whatever a caller's gate raises is its callers' to hear; nobody waits for ever
             self._land(number, error)
-            return
-        due_s = min(call.due_s for call in alike)
-        self.dispatcher.begin(InferArrived(number, len(features), due_s, first.k), scores, Cargo(features))
+
+    def _overdue(self, call: Call) -> None:
+        if self._coalescer.withdraw(call):
+            _deliver([(call, MeshError("no flight to the experts left in time"))])
 
     def _finished(self, finish: Finish, cargo: Cargo) -> None:
         ((number, _),) = finish.requests
         calls = self._journeys.pop(number)
         self._coalescer.landed()
+        self._stop_timers(calls)
         outputs = fill(finish, cargo, self.out_dim, None)
         experts, weights = finish.experts, finish.weights
         mixed = None if calls[0].gate is None else np.matmul(weights[:, None, :], outputs)[:, 0]  # y' = sum_i G(h)_i H_i(h)
@@ -233,7 +267,13 @@ class ExpertClient:
         if calls is None:
             return
         self._coalescer.landed()
+        self._stop_timers(calls)
         _deliver([(call, error) for call in calls])
+
+    def _stop_timers(self, calls: Sequence[Call]) -> None:
+        for call in calls:
+            if call.timer is not None:
+                self.timers.cancel(call.timer)
 
     def _refused(self, effect: Refuse) -> None:
         self._land(effect.request, MeshError(f"the experts could not be asked ({effect.code.value}): {effect.reason}"))

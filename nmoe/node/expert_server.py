@@ -16,10 +16,12 @@ from nmoe.core.errors import MessageError
 from nmoe.node.bank import ExpertBank
 from nmoe.node.batcher import Batch, Job, Line
 from nmoe.node.messages import (
+    MAX_MESSAGE_BYTES,
     ExpertReply,
     ExpertRequest,
     GradientReply,
     GradientRequest,
+    Message,
     PingReply,
     PingRequest,
     Refusal,
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 SMALL_ROWS = 64  # up to here a request is computed in one piece, unless a worker is free besides
 WORTH_ROWS = 16  # from here on it is worth waking another worker
 MAX_OLD_BANKS = 2
+HEADER_BYTES = 4096  # of a reply's room, for what stands before its numbers
 
 
 @dataclass(slots=True)
@@ -77,7 +80,9 @@ class ExpertServer:
         name: of the node.
         bank: the experts.
         transport: where it is asked.
-        workers: who computes; ``compute`` must be given to them for batches of ``Line.EXPERT``.
+        submit: queues a job for a worker, or says why not; ``compute`` must be called with the batches of ``Line.EXPERT``.
+        queue_rows: returns the expert rows that wait for a worker.
+        workers: how many compute.
         gradients: whether peers may ask for derivatives.
         malformed: told the fault of every message that could not be read.
     """
@@ -140,6 +145,7 @@ class ExpertServer:
             request = self._read(data, ExpertRequest)
             number = request.request
             bank = self._find(request)
+            _check_room(request.num_pairs, bank.out_dim)
         except MessageError as error:
             respond(encode(self._unreadable(error, number)))
             return
@@ -192,11 +198,13 @@ class ExpertServer:
             raise MessageError(f"{kind.__name__} wanted, Refusal came", fault="kind")
         return request
 
-    def _find(self, request: ExpertRequest) -> ExpertBank:
-        """Return the bank a request is for."""
+    def _find(self, request: ExpertRequest, *, exact: bool = False) -> ExpertBank:
+        """Return the bank a request is for; the one served now if the version it names is not known, unless it must be ``exact``."""
         version = request.experts[0].version
         banks = (self.bank, *self._old)
         bank = self.bank if not version else next((bank for bank in banks if bank.version == version), self.bank)
+        if exact and version and bank.version != version:
+            raise MessageError(f"{self.name} serves version {bank.version}, {version} was asked for", fault="name")
         for rows in request.experts:
             if rows.expert not in bank.experts:
                 raise MessageError(f"{self.name} serves {', '.join(bank.experts)}, {rows.expert} was asked for", fault="name")
@@ -225,7 +233,8 @@ class ExpertServer:
             request = decode_as(data, GradientRequest)
             if isinstance(request, Refusal):
                 raise MessageError("GradientRequest wanted, Refusal came", fault="kind")
-            bank = self._find(request.forward)
+            bank = self._find(request.forward, exact=True)
+            _check_room(len(request.forward.features), bank.in_dim)
             if request.gradients.shape[1] != bank.out_dim:
                 raise MessageError(f"gradients of {bank.out_dim} numbers wanted, {request.gradients.shape[1]} came", fault="shape")
         except MessageError as error:
@@ -242,7 +251,7 @@ class ExpertServer:
             except Exception as error:  # noqa: BLE001  # whatever torch raises
                 respond(encode(_refused(self.name, error, number)))
                 return
-            respond(encode(GradientReply(request=number, gradients=derivative)))
+            respond(_encoded(self.name, GradientReply(request=number, gradients=derivative), number))
 
         job: Job[ExpertWork | Task] = Job(
             Line.EXPERT, run, len(request.gradients), len(data), arrived_s + request.forward.deadline_s, Task(run)
@@ -311,11 +320,25 @@ class ExpertServer:
             queue_rows=self._queue_rows(),
             draining=self.draining,
         )
-        call.respond(encode(reply))
+        call.respond(_encoded(self.name, reply, number))
 
 
 class _LateError(Exception):
     """Its deadline passed while it waited."""
+
+
+def _check_room(rows: int, width: int) -> None:
+    """Check that a reply of so many float32 numbers can be sent: a lean format's request may be small where its reply is not."""
+    if 4 * rows * width > MAX_MESSAGE_BYTES - HEADER_BYTES:
+        raise MessageError(f"a reply of {rows} x {width} numbers does not fit into a message", fault="shape")
+
+
+def _encoded(name: str, reply: Message, number: int) -> bytes:
+    """Return a reply as it is sent; a refusal where it cannot be."""
+    try:
+        return encode(reply)
+    except Exception as error:  # noqa: BLE001  # whatever is wrong with what a module put out
+        return encode(_refused(name, error, number))
 
 
 def _ending(span: "Span", respond: Respond) -> Respond:

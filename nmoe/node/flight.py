@@ -86,6 +86,7 @@ class Flight:
         "number",
         "open_requests",
         "own_done",
+        "own_failed",
         "own_fill",
         "requests",
         "row",
@@ -112,6 +113,7 @@ class Flight:
         self.asked: set[str] = set()
         self.waiting = 0
         self.own_done = False
+        self.own_failed: str | None = None  # why there will be nothing of it
         self.own_fill: list[ExpertGroup] = []  # slots the own expert takes over, if nobody else fills them
 
     @property
@@ -148,6 +150,11 @@ class Flight:
         if self._as_chosen():
             return True
         return bool((self._filled(None)[0] >= 0).any(axis=1).all())
+
+    def unanswered(self) -> list[Request]:
+        """Return the open requests with a sample that no peer answered."""
+        answered, starts = (self._filled(None)[0] >= 0).any(axis=1), dict(self.requests)
+        return [one for one in self.open_requests if not answered[starts[one.number] : starts[one.number] + one.rows].all()]
 
     def finish(self, own: int | None) -> Finish:
         """Return the answer, from what is there now."""

@@ -44,7 +44,7 @@ def ask_gradients(
             origin=dispatcher.origin.rules.name,
             deadline_s=deadline_s,
             format=TensorFormat.FLOAT32,
-            experts=(ExpertRows(expert=name, version="", rows=None),),
+            experts=(ExpertRows(expert=name, version=dispatcher.introductions.version(peer), rows=None),),
             features=features[rows],
             trace="",
         )

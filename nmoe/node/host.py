@@ -61,6 +61,11 @@ class ExpertHost:
             malformed=self._count_malformed,
         )
 
+    @property
+    def running(self) -> bool:
+        """Whether its threads are alive."""
+        return all(thread.is_alive() for thread in self._workers.threads)
+
     def start(self) -> None:
         """Start serving."""
         self._workers.start()

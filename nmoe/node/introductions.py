@@ -17,7 +17,8 @@ from nmoe.node.transport.base import Service, Silence, Transport
 
 CARD_TIMEOUT_S, CARD_TRIES, CARD_PAUSE_S = 1.0, 5, 0.5
 AGAIN_S = 5.0
-MAX_REFUSALS = 256  # different ones that are counted: names come from the network
+MAX_REFUSALS = 256  # different ones that are counted apart: names come from the network; as many again without them
+OTHERS = "others"
 
 Examine = Callable[[str, CardReply, Callable[[str | None], None]], None]
 
@@ -35,7 +36,7 @@ class Introductions:
 
     Attributes:
         cards: of those let in.
-        refusals: how often who was turned away for what.
+        refusals: how often who was turned away for what; once these are too many, by the first words alone, of ``OTHERS``.
         refused_at_s: when last.
     """
 
@@ -79,10 +80,10 @@ class Introductions:
             try:
                 message = decode_as(reply, CardReply)
             except MessageError as error:
-                self.reject(peer, f"card: {error}")
+                self.reject(peer, f"its card cannot be read: {error.fault}")
                 return
             if isinstance(message, Refusal):
-                self.reject(peer, f"card refused: {message.reason}")
+                self.reject(peer, f"it refuses to say what it serves: {message.code.value}")
                 return
             self._show(peer, message, time.monotonic() - asked_s)
 
@@ -103,9 +104,10 @@ class Introductions:
             self._happen(CardArrived(peer, card, round_trip_s))
 
         if card.node != peer:
-            self.reject(peer, f"its card is of {card.node}")
+            self.reject(peer, f"its card is another node's: {card.node}")
         elif (card.in_dim, card.out_dim) != (rules.in_dim, rules.out_dim):
-            self.reject(peer, f"its experts map {card.in_dim} numbers to {card.out_dim}, {rules.in_dim} to {rules.out_dim} wanted")
+            widths = f"{card.in_dim} to {card.out_dim} numbers, {rules.in_dim} to {rules.out_dim} wanted"
+            self.reject(peer, f"its experts have other widths: {widths}")
         else:
             self._examine(peer, message, examined)
 
@@ -126,7 +128,11 @@ class Introductions:
             self.meet(peer)
 
     def note(self, who: str, reason: str) -> None:
-        """Count something that was not admitted."""
-        if len(self.refusals) < MAX_REFUSALS or (who, reason) in self.refusals:
-            self.refusals[who, reason] += 1
-            self.refused_at_s[who, reason] = time.monotonic()
+        """Count something that was not admitted; ``reason``: a few words of ours, then maybe a colon and what they are about."""
+        key = (who, reason)
+        if key not in self.refusals and len(self.refusals) >= MAX_REFUSALS:
+            key = (OTHERS, reason.partition(":")[0])
+            if key not in self.refusals and len(self.refusals) >= 2 * MAX_REFUSALS:
+                key = (OTHERS, "various")
+        self.refused_at_s[key] = time.monotonic()  # first: whoever finds a count looks for its time
+        self.refusals[key] += 1

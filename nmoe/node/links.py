@@ -88,6 +88,7 @@ class Link:
     bytes_received: int = 0
     failed: dict[Failure, int] = field(default_factory=dict)
     format: TensorFormat = TensorFormat.FLOAT32
+    unprobed: bool = False  # a probe was due while it was away
 
     @property
     def usable(self) -> bool:

@@ -36,6 +36,7 @@ from nmoe.node.transport.zenoh import ZenohTransport
 from nmoe.node.view import NodeView
 
 FIND_S = 5.0
+GRACE_S = 0.2  # a transport calls back at its timeout; this much later it is taken for silent
 HEDGE_SHARE = 0.4  # of the deadline, after which a silent node is hedged, if its usual time is not known
 HEDGE_TIMES = 3.0  # times a node's 95th percentile, if it is
 AGAIN = frozenset({RefusalCode.BUSY, RefusalCode.LEAVING, RefusalCode.FAILED})  # another node may do it
@@ -163,9 +164,9 @@ class Mesh:
         request = infer_request(images, deadline_s=deadline_s, k=k, identity=identity, trace=trace)
         if node is not None and node not in self._known:
             raise MeshError(f"node {node} is not in the mesh; alive: {', '.join(self.nodes()) or 'none'}")
+        until_s = time.monotonic() + deadline_s
         if not self._known:
             await self.wait_for(timeout_s=deadline_s)
-        until_s = time.monotonic() + deadline_s
         return await self._ask_until(request, until_s, node)
 
     async def _ask_until(self, request: InferRequest, until_s: float, node: str | None) -> InferReply:
@@ -274,7 +275,10 @@ class Mesh:
             loop.call_soon_threadsafe(_settle, future, reply)
 
         self._transport.ask(node, service, payload, timeout_s=timeout_s, on_reply=replied)
-        return await future
+        try:
+            return await asyncio.wait_for(future, timeout_s + GRACE_S)
+        except TimeoutError:
+            return Silence.TIMEOUT
 
     def _peer_changed(self, name: str, alive: bool) -> None:
         if alive:

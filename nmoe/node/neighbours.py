@@ -49,13 +49,18 @@ class Neighbours:
                 self._admit(link, link.card)
         return len(self.experts) - 1
 
-    def peer_up(self, event: PeerUp) -> list[Effect]:
-        """Ask for its card, which may have changed, unless it is none of this node's neighbours."""
+    def peer_up(self, event: PeerUp, now_s: float) -> list[Effect]:
+        """Ask for its card, which may have changed, unless it is none of this node's neighbours; go on probing it where that stopped."""
         rules = self._rules
         if event.peer == rules.name or (rules.neighbours is not None and event.peer not in rules.neighbours):
             return []
-        self.links.setdefault(event.peer, Link(event.peer)).appeared()
-        return [FetchCard(event.peer)]
+        link = self.links.setdefault(event.peer, Link(event.peer))
+        link.appeared()
+        effects: list[Effect] = [FetchCard(event.peer)]
+        if link.unprobed and link.circuit is Circuit.OPEN:
+            effects.append(SetProbe(link.peer, now_s + link.pause_s))
+        link.unprobed = False
+        return effects
 
     def peer_down(self, event: PeerDown) -> bool:
         """Dismiss it; return whether it was there at all."""
@@ -66,28 +71,30 @@ class Neighbours:
         self._dismiss(link)
         return True
 
-    def card_arrived(self, event: CardArrived) -> None:
+    def card_arrived(self, event: CardArrived) -> list[Effect]:
         """Admit it, if it is still there."""
         link = self.links.get(event.peer)
-        if link is None or not link.up:
-            return
-        link.heard(event.round_trip_s)
-        link.rejected, link.draining = None, event.card.draining
-        self._admit(link, event.card)
+        if link is not None and link.up:
+            link.heard(event.round_trip_s)
+            link.rejected, link.draining = None, event.card.draining
+            self._admit(link, event.card)
+        return []
 
-    def peer_rejected(self, event: PeerRejected) -> None:
+    def peer_rejected(self, event: PeerRejected) -> list[Effect]:
         """Dismiss it, and remember why."""
         link = self.links.setdefault(event.peer, Link(event.peer))
         link.rejected = event.reason
         self._dismiss(link)
+        return []
 
-    def probe_due(self, event: ProbeDue, now_s: float) -> list[Effect]:
-        """Try a peer whose circuit is open, or later if it is away."""
+    def probe_due(self, event: ProbeDue) -> list[Effect]:
+        """Try a peer whose circuit is open; if it is away, wait until it comes back."""
         link = self.links[event.peer]
         if link.circuit is not Circuit.OPEN:
             return []
         if not link.up:
-            return [SetProbe(link.peer, now_s + link.pause_s)]
+            link.unprobed = True
+            return []
         link.circuit = Circuit.PROBING
         return [Probe(link.peer)]
 

@@ -2,8 +2,10 @@
 
 A peer's card is checked before it is asked for anything: same class list, same widths, sound prototypes. Then it sits an examination: it
 labels class means that this node and admitted peers know of the classes it claims. A card that claims classes its expert cannot
-answer is found out there. The expert of a node that the gate does not know gets a column from its prototypes (``nmoe.moe.newcomer``), which
-feedback corrects.
+answer is found out there, and so is a replica that does not know the classes of the node whose expert it says it serves, where that one
+was admitted before. A card that claims nothing is let in only where no bundle has prototypes. The expert of a node that the gate does not
+know gets a column from its prototypes (``nmoe.moe.newcomer``), which feedback corrects. A column is never given back: its place in the
+gate stands in answers and in remembered ones. So a node takes in ``MAX_NEWCOMERS`` until it is started anew, and then says there is no room.
 """
 
 import hashlib
@@ -46,10 +48,11 @@ from nmoe.node.messages import (
 from nmoe.node.transport.base import OnReply, Service, Silence
 
 EXAM_S = 1.0
-EXAM_TRIES = 3
+EXAM_TRIES, EXAM_PAUSE_S = 3, 0.2
 MAX_NEWCOMERS = 64
 
 Ask = Callable[..., None]
+Later = Callable[[float, Callable[[], None]], object]
 Verdict = Callable[[str | None], None]
 
 
@@ -66,29 +69,31 @@ class Newcomers:
         compute: its modules.
         name: of the node.
         ask: asks a peer, as ``Transport.ask`` does.
+        later: calls a function after so many seconds.
         seed: of the examination's questions.
     """
 
-    def __init__(self, bundle: Bundle, compute: NodeCompute, *, name: str, ask: Callable[..., None], seed: int = 0) -> None:
+    def __init__(self, bundle: Bundle, compute: NodeCompute, *, name: str, ask: Ask, later: Later, seed: int = 0) -> None:
         self._name = name
         self._ask = ask
+        self._later = later
         self._lock = threading.Lock()
         self._draw = torch.Generator().manual_seed(seed)
         self._admitted: dict[str, Prototypes] = {}
+        self._passed: dict[str, tuple[object, ...]] = {}  # by peer: what its card said when it passed
         self._columns: dict[str, Prototypes] = {}
-        self._use(bundle, compute)
+        self._use(bundle, compute, read_prototypes(bundle), ExtendedGate(compute.model.gate))
 
     def replace(self, bundle: Bundle, compute: NodeCompute) -> None:
-        """Take another version of the bundle; newcomers keep their places, their columns start anew."""
+        """Take another version of the bundle; newcomers keep their places, their columns start anew. If this raises, nothing has changed."""
+        own, gate = read_prototypes(bundle), ExtendedGate(compute.model.gate)
         with self._lock:
-            self._use(bundle, compute)
             for name, prototypes in self._columns.items():
-                self._gate.add(name, gate_column(compute.model.gate, prototypes, self._others(name)))
+                gate.add(name, gate_column(compute.model.gate, prototypes, self._others(name, own)))
+            self._use(bundle, compute, own, gate)
 
-    def _use(self, bundle: Bundle, compute: NodeCompute) -> None:
-        self._bundle, self._compute = bundle, compute
-        self._own = read_prototypes(bundle)
-        self._gate = ExtendedGate(compute.model.gate)
+    def _use(self, bundle: Bundle, compute: NodeCompute, own: Prototypes | None, gate: ExtendedGate) -> None:
+        self._bundle, self._compute, self._own, self._gate = bundle, compute, own, gate
         self._calibration = Calibration(mix=compute.model.mix)
         self.class_list = class_list(bundle.card)
 
@@ -124,33 +129,60 @@ class Newcomers:
         """Say why a card does not fit this node, or None."""
         card = reply.card
         if card.num_classes != self._bundle.card.num_classes or card.class_list != self.class_list:
-            return f"its list of classes is another one ({card.num_classes} classes, {card.class_list})"
+            return f"its list of classes is another one: {card.num_classes} classes, {card.class_list}"
         if not card.classes:
-            return None
-        return unsound(_prototypes(reply), classes=range(card.num_classes), feature_dim=self._compute.feature_dim)
+            return None if self._own is None else "its card shows no class prototypes"
+        said = unsound(_prototypes(reply), classes=range(card.num_classes), feature_dim=self._compute.feature_dim)
+        return None if said is None else f"unsound prototypes: {said}"
 
-    def examine(self, peer: str, reply: CardReply, verdict: Verdict, *, tries: int = EXAM_TRIES) -> None:
-        """Let a peer's expert label known class means; ``verdict`` gets None or why it is not admitted, on another thread."""
+    def examine(self, peer: str, reply: CardReply, verdict: Verdict) -> None:
+        """Let each of a peer's experts label known class means, unless it passed with this very card; a replica those of the original too.
+
+        ``verdict`` gets None or why it is not admitted, mostly on another thread.
+        """
         card = reply.card
-        if not card.classes:  # it claims nothing, so there is nothing to find out
+        shown = (card.version, card.experts, card.classes, reply.prototypes.tobytes())
+        if not card.classes or self._passed.get(peer) == shown:  # where it claims nothing there is nothing to find out
             verdict(None)
             return
         claimed = _prototypes(reply)
+        waiting = [(expert, wanted) for expert in card.experts for wanted in (claimed, self._known(expert, peer)) if wanted is not None]
+
+        def graded(said: str | None) -> None:
+            if said is not None:
+                verdict(said)
+            elif waiting:
+                self._examine(peer, card, *waiting.pop(0), graded, EXAM_TRIES)
+            else:
+                with self._lock:
+                    self._admitted[peer], self._passed[peer] = claimed, shown
+                verdict(None)
+
+        graded(None)
+
+    def _known(self, expert: str, peer: str) -> Prototypes | None:
+        """Return what is known of the classes of an expert that a peer serves for another node."""
+        if expert == peer:
+            return None
+        return self._own if expert == self._bundle.card.node else self._admitted.get(expert)
+
+    def _examine(self, peer: str, card: ExpertCard, expert: str, wanted: Prototypes, verdict: Verdict, tries: int) -> None:
+        """Let one expert label class means of the classes wanted."""
         with self._lock:
-            questions = quiz(claimed, self._others(peer), generator=self._draw)
+            questions = quiz(wanted, self._others(peer, self._own), generator=self._draw)
         request = ExpertRequest(
             request=1,
             origin=self._name,
             deadline_s=EXAM_S,
             format=TensorFormat.FLOAT32,
-            experts=(ExpertRows(expert=card.experts[0], version=card.version, rows=None),),
+            experts=(ExpertRows(expert=expert, version=card.version, rows=None),),
             features=questions.features.numpy(),
         )
 
         def replied(answer: bytes | Silence) -> None:
             if isinstance(answer, Silence) or _busy(answer):
                 if tries > 1:
-                    self.examine(peer, reply, verdict, tries=tries - 1)
+                    self._later(EXAM_PAUSE_S, lambda: self._examine(peer, card, expert, wanted, verdict, tries - 1))
                 else:
                     verdict("it does not answer")
                 return
@@ -159,11 +191,9 @@ class Newcomers:
             if share is None:
                 verdict("its answers cannot be read")
             elif share < mark:
-                claims = ", ".join(str(label) for label in card.classes)
+                claims = ", ".join(str(label) for label in wanted.classes.tolist())
                 verdict(f"a lying card: it claims classes {claims} and labels {share:.0%} of their means right")
             else:
-                with self._lock:
-                    self._admitted[peer] = claimed
                 verdict(None)
 
         on_reply: OnReply = replied
@@ -172,14 +202,14 @@ class Newcomers:
     def add(self, name: str, reply: CardReply) -> str | None:
         """Give an expert that the gate does not know a column; return None, or why it cannot have one."""
         if not reply.card.classes:
-            return f"the gate does not know {name}, and its card shows no class prototypes"
+            return f"its card shows no class prototypes, and the gate does not know it: {name}"
         claimed = _prototypes(reply)
         with self._lock:
             if name in self._columns:
                 return None
             if len(self._columns) >= MAX_NEWCOMERS:
-                return f"{MAX_NEWCOMERS} newcomers are in the gate already"
-            self._gate.add(name, gate_column(self._compute.model.gate, claimed, self._others(reply.card.node)))
+                return f"no room: the gate has taken in {MAX_NEWCOMERS} newcomers since this node was started"
+            self._gate.add(name, gate_column(self._compute.model.gate, claimed, self._others(reply.card.node, self._own)))
             self._columns[name] = claimed
         return None
 
@@ -198,9 +228,9 @@ class Newcomers:
                 return str(error)
         return None
 
-    def _others(self, peer: str) -> list[Prototypes]:
+    def _others(self, peer: str, own: Prototypes | None) -> list[Prototypes]:
         """Return the prototypes of this node and of admitted peers but one: a newcomer's own would take away its margin."""
-        return [*([] if self._own is None else [self._own]), *(one for name, one in self._admitted.items() if name != peer)]
+        return [*([] if own is None else [own]), *(one for name, one in self._admitted.items() if name != peer)]
 
 
 def _prototypes(reply: CardReply) -> Prototypes:

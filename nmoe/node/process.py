@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,7 @@ from nmoe.node.runner import NodeRunner
 from nmoe.node.transport.config import Mode, TlsFiles, ZenohSettings
 from nmoe.node.transport.zenoh import ZenohTransport, open_router, tap_log
 
+LOOK_S = 0.2  # how often it is looked at what signals said
 GRACE_S = 2.0  # between asking a process to end at once and ending it; our choice
 
 
@@ -146,10 +148,12 @@ def run_node(bundle_folder: Path, settings: NodeSettings, *, lifeline: int | Non
 
 
 class Signals:
-    """What this process has been told by signals; from its making on, they no longer end it."""
+    """What this process has been told by signals; from its making on, they no longer end it.
+
+    Handlers set plain flags, to be looked at every ``LOOK_S``: an event's lock may be held by the very thread that a handler interrupts.
+    """
 
     def __init__(self) -> None:
-        self.changed = threading.Event()
         self.stop = False
         self.at_once = False
         self.reload = False
@@ -160,17 +164,14 @@ class Signals:
     def end(self, *, at_once: bool) -> None:
         """Ask the process to end."""
         self.stop, self.at_once = True, self.at_once or at_once
-        self.changed.set()
 
     def _hang_up(self) -> None:
         self.reload = True
-        self.changed.set()
 
 
 def _serve_until_told(runner: NodeRunner, signals: Signals, tell: Callable[[str], None]) -> None:
     while not signals.stop:
-        signals.changed.wait(0.5)
-        signals.changed.clear()
+        time.sleep(LOOK_S)
         if signals.reload:
             signals.reload = False
             said = runner.reload()
@@ -271,8 +272,7 @@ def run_router(
     close = open_router(settings)
     print_line(f"router {' '.join(listen)} {os.getpid()}")
     while not signals.stop:
-        signals.changed.wait()
-        signals.changed.clear()
+        time.sleep(LOOK_S)
     close()
 
 

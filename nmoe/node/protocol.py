@@ -9,7 +9,7 @@ Departures (the source is silent about networks and failure):
 - Who is asked is decided by gate and links together, see ``plan.py``.
 - A peer that fails before the deadline is replaced, once per sample and slot, by another node with the same expert or else by the next best
   expert, if that can still arrive; otherwise the weights of those that answered are renormalised. A sample that nobody answered is answered
-  by the node's own expert, which runs for every row beside the network.
+  by the node's own expert, which runs for every row beside the network. Where that fails, requests are answered as far as peers do.
 - A peer slower than its own 95th percentile is hedged: the same rows go to another node with the same expert, and the first answer counts;
   without one, to the next best expert, which counts only if the chosen one does not answer in time. At most one dispatch in ten is a hedge.
 - No peer gets two messages about one flight. Every request is answered exactly once, at the latest at its deadline.
@@ -33,6 +33,7 @@ from nmoe.node.events import (
     Failure,
     InferArrived,
     OwnAnswered,
+    OwnFailed,
     PeerAnswered,
     PeerDown,
     PeerFailed,
@@ -54,12 +55,8 @@ from nmoe.node.neighbours import Neighbours
 from nmoe.node.plan import Routing
 from nmoe.node.reach import Reach
 
-_WAITING, _ANSWERED, _STANDBY, _CHOSEN = (
-    State.WAITING,
-    State.ANSWERED,
-    Role.STANDBY,
-    Role.CHOSEN,
-)  # in Python 3.11 finding a member takes ten times as long as finding a name
+# in Python 3.11 finding a member takes ten times as long as finding a name
+_WAITING, _ANSWERED, _STANDBY, _CHOSEN = State.WAITING, State.ANSWERED, Role.STANDBY, Role.CHOSEN
 HEDGE_SHARE, MAX_HEDGE_CREDIT = 0.1, 10.0
 EARLY_S = 1e-4  # timers this close to now are taken as due
 
@@ -137,9 +134,6 @@ class Origin:
         """Give the gate one more output (its scores must have it from now on); return its index."""
         return self.neighbours.add_expert(name)
 
-    def _peer_up(self, event: PeerUp, now_s: float) -> list[Effect]:
-        return self.neighbours.peer_up(event)
-
     def _peer_down(self, event: PeerDown, now_s: float) -> list[Effect]:
         effects: list[Effect] = []
         if not self.neighbours.peer_down(event):
@@ -150,20 +144,6 @@ class Origin:
                     effects += self._fail(flight, dispatch, Failure.GONE, 0, now_s)
                     break  # a peer is asked once about a flight
         return effects
-
-    def _card_arrived(self, event: CardArrived, now_s: float) -> list[Effect]:
-        self.neighbours.card_arrived(event)
-        return []
-
-    def _peer_rejected(self, event: PeerRejected, now_s: float) -> list[Effect]:
-        self.neighbours.peer_rejected(event)
-        return []
-
-    def _probe_due(self, event: ProbeDue, now_s: float) -> list[Effect]:
-        return self.neighbours.probe_due(event, now_s)
-
-    def _probed(self, event: Probed, now_s: float) -> list[Effect]:
-        return self.neighbours.probed(event, now_s)
 
     # Requests
 
@@ -217,6 +197,13 @@ class Origin:
         if flight is None:
             return []
         flight.own_done = True
+        return self._progress(flight)
+
+    def _own_failed(self, event: OwnFailed, now_s: float) -> list[Effect]:
+        flight = self.flights.get(event.flight)
+        if flight is None or flight.own_done:
+            return []
+        flight.own_failed = event.reason
         return self._progress(flight)
 
     def _compute_failed(self, event: ComputeFailed, now_s: float) -> list[Effect]:
@@ -296,7 +283,7 @@ class Origin:
         return [] if flight is None else self._hedge(flight, now_s)
 
     def _deadline(self, request: Request, flight: Flight | None, now_s: float) -> list[Effect]:
-        if flight is None or not flight.can_answer(self.rules.own, at_deadline=True):
+        if flight is None or (flight.own_failed is None and not flight.can_answer(self.rules.own, at_deadline=True)):
             reason = f"the deadline passed before {self.rules.name} had an answer of its own"
             return [self._refuse(request, RefusalCode.LATE, reason)]
         effects: list[Effect] = []
@@ -304,7 +291,7 @@ class Origin:
             if dispatch.state is _WAITING:
                 dispatch.state = State.FAILED
                 effects += self._link_failed(dispatch, Failure.TIMEOUT, 0, now_s)
-        return [self._finish(flight), *effects]
+        return [*self._answer(flight), *effects]
 
     def _hedge(self, flight: Flight, now_s: float) -> list[Effect]:
         effects: list[Effect] = []
@@ -339,9 +326,18 @@ class Origin:
 
     def _progress(self, flight: Flight) -> list[Effect]:
         """Answer a flight when nothing is left to wait for."""
-        if flight.number not in self.flights or flight.waiting or not flight.can_answer(self.rules.own, at_deadline=False):
+        if flight.number not in self.flights or flight.waiting:
             return []
-        return [self._finish(flight)]
+        if flight.own_failed is None and not flight.can_answer(self.rules.own, at_deadline=False):
+            return []
+        return self._answer(flight)
+
+    def _answer(self, flight: Flight) -> list[Effect]:
+        """Answer a flight from what is there; where the own expert failed, refuse what nobody else answered."""
+        if flight.own_failed is None:
+            return [self._finish(flight)]
+        refused = [self._refuse(request, RefusalCode.FAILED, flight.own_failed) for request in flight.unanswered()]
+        return [self._finish(flight), *refused] if flight.open_requests else refused
 
     def _finish(self, flight: Flight) -> Effect:
         del self.flights[flight.number]
@@ -370,17 +366,18 @@ class Origin:
 
 
 _HANDLERS: Mapping[type, Callable[..., list[Effect]]] = {
-    PeerUp: Origin._peer_up,
+    PeerUp: lambda origin, event, now_s: origin.neighbours.peer_up(event, now_s),
     PeerDown: Origin._peer_down,
-    CardArrived: Origin._card_arrived,
-    PeerRejected: Origin._peer_rejected,
+    CardArrived: lambda origin, event, now_s: origin.neighbours.card_arrived(event),
+    PeerRejected: lambda origin, event, now_s: origin.neighbours.peer_rejected(event),
     InferArrived: Origin._infer_arrived,
     Scored: Origin._scored,
     OwnAnswered: Origin._own_answered,
+    OwnFailed: Origin._own_failed,
     ComputeFailed: Origin._compute_failed,
     PeerAnswered: Origin._peer_answered,
     PeerFailed: Origin._peer_failed,
     TimerFired: Origin._timer_fired,
-    ProbeDue: Origin._probe_due,
-    Probed: Origin._probed,
+    ProbeDue: lambda origin, event, now_s: origin.neighbours.probe_due(event),
+    Probed: lambda origin, event, now_s: origin.neighbours.probed(event, now_s),
 }

@@ -63,6 +63,7 @@ class RemoteExperts(TopKExperts):
             raise ValueError(f"{wanted}, got features {list(features.shape)}")
         if scores is not None and scores.shape != (len(features), len(rules.experts)):
             raise ValueError(f"{wanted}, got features {list(features.shape)} and scores {list(scores.shape)}")
+        self.client.check(features.detach())
         return Call(
             features=features.detach().contiguous().numpy(),
             scores=None if scores is None else scores.detach().numpy(),

@@ -1,6 +1,7 @@
 """Runner: one serving node. Puts together what answers (``desk.py``), what computes (``workers.py``) and what serves peers."""
 
 import asyncio
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -36,7 +37,7 @@ from nmoe.node.messages import (
 from nmoe.node.newcomers import Newcomers
 from nmoe.node.options import NodeOptions
 from nmoe.node.portrait import ask_status, portrait
-from nmoe.node.service import NodeService
+from nmoe.node.service import Learned, NodeService
 from nmoe.node.timers import Timers
 from nmoe.node.tracing import span_of_request
 from nmoe.node.transport.base import Respond, Service, Transport
@@ -68,6 +69,7 @@ class NodeRunner(NodeService):
         self.transport = transport
         self.http = ""
         self._folder = folder
+        self._reloading = threading.Lock()
         self._bundle = bundle
         self._compute = NodeCompute(bundle)
         self._log = None if options.log is None else RequestLog(options.log)
@@ -79,7 +81,7 @@ class NodeRunner(NodeService):
         batcher: Batcher[Any] = Batcher(workers=options.workers, max_rows=options.max_rows, max_linger_s=options.max_linger_s)
         self._workers = Workers(batcher, self._run_batch, name=f"nmoe-worker-{self.name}", cpus=options.cpus)
         self._timers = Timers(f"nmoe-timers-{self.name}", on_gap=self._was_frozen)
-        self.newcomers = Newcomers(bundle, compute, name=self.name, ask=transport.ask)
+        self.newcomers = Newcomers(bundle, compute, name=self.name, ask=transport.ask, later=self._later)
         self.desk = Desk(
             name=self.name,
             compute=compute,
@@ -184,11 +186,18 @@ class NodeRunner(NodeService):
         """See ``NodeService``."""
         if self._folder is None:
             return f"{self.name} does not serve from a folder"
-        try:
-            bundle = read_bundle(self._folder)
-            compute = NodeCompute(bundle)
-        except BundleError as error:
-            return str(error)
+        with self._reloading:
+            try:
+                return self._reload(self._folder)
+            except BundleError as error:
+                return str(error)
+            except Exception as error:  # noqa: BLE001  # whatever torch raises: the old version goes on
+                return f"{type(error).__name__}: {error}"
+
+    def _reload(self, folder: Path) -> str | None:
+        """Change nothing before everything of the new version is there."""
+        bundle = read_bundle(folder)
+        compute = NodeCompute(bundle)
         now, before = bundle.card, self._bundle.card
         if now.extractor_fingerprint != before.extractor_fingerprint:
             return "its extractor is another one: start it as a node of its own"
@@ -201,6 +210,9 @@ class NodeRunner(NodeService):
         self.server.replace(compute.bank)
         self.transport.announce()
         return None
+
+    def _later(self, seconds: float, call: Callable[[], None]) -> None:
+        self._timers.at(time.monotonic() + seconds, call)
 
     def _was_frozen(self, seconds: float) -> None:
         if seconds > FROZEN_S:
@@ -257,7 +269,7 @@ class NodeRunner(NodeService):
 
     # Answers
 
-    def feedback(self, identity: str, labels: Sequence[int]) -> str | None:
+    def feedback(self, identity: str, labels: Sequence[int]) -> tuple[Learned, str]:
         """See ``NodeService``."""
         return self.desk.feedback(identity, labels)
 

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from enum import Enum, auto
 
 from jaxtyping import Shaped
 from torch import Tensor
@@ -9,6 +10,14 @@ from torch import Tensor
 from nmoe.core.bundle import BundleCard
 from nmoe.node.messages import InferReply, Refusal
 from nmoe.node.view import NodeView
+
+
+class Learned(Enum):
+    """What came of feedback."""
+
+    YES = auto()
+    UNKNOWN = auto()  # no such request, too long ago, or learnt from already
+    UNFIT = auto()  # the labels do not fit the request
 
 
 class NodeService(ABC):
@@ -50,11 +59,11 @@ class NodeService(ABC):
         """
 
     @abstractmethod
-    def feedback(self, identity: str, labels: Sequence[int]) -> str | None:
+    def feedback(self, identity: str, labels: Sequence[int]) -> tuple[Learned, str]:
         """Learn from the true labels of an earlier request.
 
         Returns:
-            None, or in one line why not: unknown, too old, wrong number or range.
+            What came of it, and in one line why it taught nothing; empty where it did.
         """
 
     @abstractmethod

@@ -24,7 +24,8 @@ class Timers:
     Args:
         name: of the thread.
         on_gap: called with the seconds lost when this thread did not run for longer than ``gap_s``: the process was stopped, or its
-        machine. gap_s: how long is too long.
+            machine.
+        gap_s: how long is too long.
     """
 
     def __init__(self, name: str, *, on_gap: Callable[[float], None] | None = None, gap_s: float = 1.0) -> None:

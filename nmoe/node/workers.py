@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Generic
@@ -19,15 +20,19 @@ class Workers(Generic[Item]):
 
     Args:
         batcher: what waits; this class alone touches it, under a lock.
-        compute: computes a batch and answers its jobs, the late ones too; must not raise.
+        compute: computes a batch and answers its jobs, the late ones too. It should not raise: who waits for its jobs would hear nothing.
         name: of the threads.
         cpus: cores they may run on, one set for all; None for any.
+
+    Attributes:
+        failures: how often ``compute`` raised all the same; each is printed with its traceback, and the worker goes on.
     """
 
     def __init__(self, batcher: Batcher[Item], compute: Compute[Item], *, name: str, cpus: Sequence[int] | None = None) -> None:
         self._batcher = batcher
         self._compute = compute
         self._cpus = None if cpus is None else frozenset(cpus)
+        self.failures = 0
         self._lock = threading.Lock()
         self._tokens: SimpleQueue[bool] = SimpleQueue()  # one per job, so that a sleeping worker wakes; False ends one
         self.threads = [threading.Thread(target=self._run, name=f"{name}-{number}") for number in range(batcher.workers)]
@@ -56,7 +61,7 @@ class Workers(Generic[Item]):
         return self._batcher.workers / row_s if row_s else 0.0
 
     def close(self) -> None:
-        """Let the threads end, after what they compute now."""
+        """Work off what is queued, then let the threads end."""
         for _ in self.threads:
             self._tokens.put(False)
         for thread in self.threads:
@@ -70,7 +75,11 @@ class Workers(Generic[Item]):
         while self._tokens.get():
             while (batch := self._take()) is not None:
                 began_s = time.monotonic()
-                self._compute(batch)
+                try:
+                    self._compute(batch)
+                except Exception:  # noqa: BLE001  # whatever it is, the node serves on
+                    self.failures += 1
+                    traceback.print_exc()
                 with self._lock:
                     self._batcher.done(batch.line, batch.rows, time.monotonic() - began_s)
 

@@ -161,7 +161,7 @@ def pose() -> Callable[..., None]:
     """Pose as a node: announce a transport with the card of a bundle, changed at will, and answer expert requests by a handler, or not."""
 
     def posing(transport: Transport, bundle: Bundle, on_query: OnQuery | None = None, **changes: object) -> None:
-        newcomers = Newcomers(bundle, NodeCompute(bundle), name=bundle.card.node, ask=transport.ask)
+        newcomers = Newcomers(bundle, NodeCompute(bundle), name=bundle.card.node, ask=transport.ask, later=lambda seconds, call: None)
         told = newcomers.own_card(tuple(TensorFormat), draining=False, gradients=False, rows_per_s=0)
         means = changes.pop("prototypes", told.prototypes)
         assert isinstance(means, np.ndarray)

@@ -15,6 +15,7 @@ from nmoe.core.errors import MeshError
 from nmoe.node import MemoryHub, MeshClient, NodeOptions, NodeRunner
 from nmoe.node.bank import NodeCompute
 from nmoe.node.messages import ExpertReply, ExpertRequest, RefusalCode, TensorFormat, decode, encode, refusal
+from nmoe.node.service import Learned
 from nmoe.node.transport.base import Service
 
 CLASSES = {"node-0": (0, 1), "node-1": (2, 3), "node-2": (4, 5), "new": (6, 7)}
@@ -130,11 +131,11 @@ def test_replies_twice_or_to_somebody_else_are_ignored(taught: Any, pose: Any, e
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"node": "node-1"}, "its card is of node-1"),
-        ({"in_dim": 64}, "its experts map 64 numbers to 10, 128 to 10 wanted"),
-        ({"out_dim": 11}, "its experts map 128 numbers to 11, 128 to 10 wanted"),
-        ({"class_list": "another"}, "its list of classes is another one (10 classes, another)"),
-        ({"num_classes": 11}, "its list of classes is another one (11 classes, "),
+        ({"node": "node-1"}, "its card is another node's: node-1"),
+        ({"in_dim": 64}, "its experts have other widths: 64 to 10 numbers, 128 to 10 wanted"),
+        ({"out_dim": 11}, "its experts have other widths: 128 to 11 numbers, 128 to 10 wanted"),
+        ({"class_list": "another"}, "its list of classes is another one: 10 classes, another"),
+        ({"num_classes": 11}, "its list of classes is another one: 11 classes, "),
     ],
 )
 def test_a_card_that_does_not_fit_is_refused(taught: Any, pose: Any, eventually: Any, changes: dict[str, object], reason: str) -> None:
@@ -250,11 +251,12 @@ def test_a_newcomer_is_used_without_retraining_and_feedback_teaches(
             assert (after.labels == torch.tensor(labels)).float().mean() > 0.9
             old = client.infer("node-0", all_classes(taught), deadline_s=5)
             assert (old.labels == torch.arange(6).repeat_interleave(4)).float().mean() > 0.9
-            assert runner.feedback("first", [0]) == "20 labels wanted, one per image, 1 came"
-            assert runner.feedback("first", [10] * 20) == "labels must be between 0 and 9"
-            assert runner.feedback("first", labels) is None
-            assert runner.feedback("first", labels) == "no recent request has the id 'first', or it was learnt from already"
-            assert runner.feedback("unheard of", labels) is not None
+            assert runner.feedback("first", [0]) == (Learned.UNFIT, "20 labels wanted, one per image, 1 came")
+            assert runner.feedback("first", [10] * 20) == (Learned.UNFIT, "labels must be between 0 and 9")
+            assert runner.feedback("first", labels) == (Learned.YES, "")
+            for unknown in ("first", "unheard of"):
+                said = f"no recent request has the id {unknown!r}, or it was learnt from already"
+                assert runner.feedback(unknown, labels) == (Learned.UNKNOWN, said)
         gone = client.infer("node-0", news, deadline_s=5)
         assert not (gone.experts == 3).any()
 
@@ -273,7 +275,7 @@ def test_wrong_labels_take_a_liars_newcomer_out(taught: Any, eventually: Any, pe
         share = weight.weights[weight.experts == 3].mean()
         for number in range(30):  # the truth, say these labels, is that all of them are of class 2, which node-1 knows
             client.infer("node-0", news, deadline_s=5, identity=f"n-{number}", k=3)
-            assert runner.feedback(f"n-{number}", [2] * 20) is None
+            assert runner.feedback(f"n-{number}", [2] * 20) == (Learned.YES, "")
         later = client.infer("node-0", news, deadline_s=5)
         assert (later.weights[later.experts == 3].mean() if (later.experts == 3).any() else 0) < share
 
@@ -287,7 +289,7 @@ def test_an_expert_that_nobody_knows_and_that_shows_nothing_is_refused(mesh: Any
     ):
         eventually(lambda: runner.view().refusals)
         (refused,) = runner.view().refusals
-        assert refused.reason == "the gate does not know unknown, and its card shows no class prototypes"
+        assert refused.reason == "its card shows no class prototypes, and the gate does not know it: unknown"
 
 
 def test_own_expert_with_nan_is_said_so(taught: Any, eventually: Any) -> None:

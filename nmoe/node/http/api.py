@@ -16,7 +16,7 @@ from nmoe.node.http.metrics import CONTENT_TYPE, Metrics
 from nmoe.node.http.pages import DASHBOARD, DOCUMENT, Page
 from nmoe.node.http.rejected import Rejected, shown
 from nmoe.node.messages import MAX_ROWS, InferReply, Refusal, RefusalCode
-from nmoe.node.service import NodeService
+from nmoe.node.service import Learned, NodeService
 from nmoe.node.trace import request_span
 
 GRACE_S = 1.0  # after its deadline a request is told so even if the node does not
@@ -140,9 +140,9 @@ class Api:
             raise Rejected(400, f"the id of an earlier request and its labels wanted, got {shown(given.id)} and {len(given.labels)} labels")
         if not all(0 <= label < self._service.card.num_classes for label in given.labels):
             raise Rejected(400, f"labels from 0 to {self._service.card.num_classes - 1} wanted, got {shown(given.labels)}")
-        reason = await asyncio.to_thread(self._service.feedback, given.id, given.labels)
-        if reason is not None:
-            raise Rejected(404 if reason.startswith("unknown") else 409 if reason.startswith("too old") else 400, reason)
+        learned, reason = await asyncio.to_thread(self._service.feedback, given.id, given.labels)
+        if learned is not Learned.YES:
+            raise Rejected(404 if learned is Learned.UNKNOWN else 400, reason)
         return _json({"id": given.id, "learned": len(given.labels)})
 
     async def mesh(self, request: Request) -> Response:

@@ -8,7 +8,7 @@ from nmoe.node.messages import ExpertCard
 from nmoe.node.world.clock import Away, Clock, Node
 from nmoe.node.world.scene import Layout
 
-CARD_TRIES, CARD_PAUSE_S = 5, 0.5  # as in dispatcher.py
+CARD_TRIES, CARD_PAUSE_S = 5, 0.5  # as in introductions.py
 DRAIN_S = 5.0  # as in runner.py
 
 

@@ -46,7 +46,7 @@ from nmoe.node.world.recording import Step
 from nmoe.node.world.scene import Gates, Layout, Offered, Service, WorldOptions
 from nmoe.node.world.tally import Outcome, Tally
 
-ANSWER_MARGIN_S = 0.05  # as in runner.py, which imports torch
+ANSWER_MARGIN_S = 0.05  # as in desk.py, which imports torch
 DRAWS = 1 << 16  # of each kind, used in turn
 REFUSAL_BYTES = 96
 _INFER, _EXPERT, _INT8 = Line.INFER, Line.EXPERT, TensorFormat.INT8

@@ -165,12 +165,10 @@ class FakeService(NodeService):
 
     def feedback(self, identity, labels):
         if identity not in self.learned:
-            return f"unknown request {identity!r}"
-        if self.learned[identity] == -1:
-            return "too old: the request was 700 s ago"
+            return Learned.UNKNOWN, f"unknown request {identity!r}"
         if self.learned[identity] != len(labels):
-            return f"{self.learned[identity]} labels wanted, got {len(labels)}"
-        return None
+            return Learned.UNFIT, f"{self.learned[identity]} labels wanted, got {len(labels)}"
+        return Learned.YES, ""
 
     def view(self) -> NodeView:
         return next((view for view in self.views if view.node == self.own_card.node), self.views[0])
