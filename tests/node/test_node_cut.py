@@ -40,6 +40,16 @@ with connect("cut", [seed], listen=place, insecure=True) as client:
 """
 
 
+def changes(said, t0):
+    last = None
+    for one in said:
+        now = (one.get("states"), one.get("nodes"), one.get("refusals"), one.get("error"), one.get("up"))
+        if now != last:
+            print(round(one["at"] - t0, 2), now)
+            last = now
+    print()
+
+
 def run(*words: str) -> None:
     subprocess.run(words, check=True, capture_output=True, timeout=20)
 
@@ -148,13 +158,7 @@ def test_both_halves_of_a_cut_mesh_answer_and_heal(mesh: Any, halves: Callable[[
         except AssertionError:
             healed_s = 99
         for asker in askers:
-            print([(round(one["at"] - t1, 2), one.get("up")) for one in asker.said if -0.1 < one["at"] - t1][::23])
-        for asker in askers:
-            print(
-                [(round(one["at"] - t0, 2), one.get("up"), round(one["seconds"], 2)) for one in asker.said if -0.1 < one["at"] - t0 < 5][
-                    ::3
-                ]
-            )
+            changes(asker.said, t0)
         print(f"cut noticed within {cut_s:.1f} s, healed within {healed_s:.1f} s")
         for asker in askers:
             assert [one for one in asker.said if "error" in one] == [], "both halves answered all the time"
