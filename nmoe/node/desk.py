@@ -199,7 +199,8 @@ class Desk:
             rows = slice(start, start + len(asked.images))
             share = len(asked.images) / finish.rows
             if asked.identity:
-                kept = Answered(cargo.features[rows].copy(), finish.experts[rows].copy(), logits[rows].copy())  # a view would hold the flight
+                parts = (cargo.features, finish.experts, logits)
+                kept = Answered(*(part[rows].copy() for part in parts))  # a view would hold the whole flight
                 self._answers.remember(asked.identity, kept)
             reply = InferReply(
                 probabilities=probabilities[rows],

@@ -153,8 +153,9 @@ class Flight:
 
     def unanswered(self) -> list[Request]:
         """Return the open requests with a sample that no peer answered."""
-        answered, starts = (self._filled(None)[0] >= 0).any(axis=1), dict(self.requests)
-        return [one for one in self.open_requests if not answered[starts[one.number] : starts[one.number] + one.rows].all()]
+        missing: np.ndarray = np.nonzero((self._filled(None)[0] < 0).all(axis=1))[0]
+        starts = dict(self.requests)
+        return [one for one in self.open_requests if ((missing >= (start := starts[one.number])) & (missing < start + one.rows)).any()]
 
     def finish(self, own: int | None) -> Finish:
         """Return the answer, from what is there now."""

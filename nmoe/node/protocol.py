@@ -368,8 +368,8 @@ class Origin:
 _HANDLERS: Mapping[type, Callable[..., list[Effect]]] = {
     PeerUp: lambda origin, event, now_s: origin.neighbours.peer_up(event, now_s),
     PeerDown: Origin._peer_down,
-    CardArrived: lambda origin, event, now_s: origin.neighbours.card_arrived(event),
-    PeerRejected: lambda origin, event, now_s: origin.neighbours.peer_rejected(event),
+    CardArrived: lambda origin, event, _: origin.neighbours.card_arrived(event),
+    PeerRejected: lambda origin, event, _: origin.neighbours.peer_rejected(event),
     InferArrived: Origin._infer_arrived,
     Scored: Origin._scored,
     OwnAnswered: Origin._own_answered,
@@ -378,6 +378,6 @@ _HANDLERS: Mapping[type, Callable[..., list[Effect]]] = {
     PeerAnswered: Origin._peer_answered,
     PeerFailed: Origin._peer_failed,
     TimerFired: Origin._timer_fired,
-    ProbeDue: lambda origin, event, now_s: origin.neighbours.probe_due(event),
+    ProbeDue: lambda origin, event, _: origin.neighbours.probe_due(event),
     Probed: lambda origin, event, now_s: origin.neighbours.probed(event, now_s),
 }

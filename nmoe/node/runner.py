@@ -114,7 +114,7 @@ class NodeRunner(NodeService):
     @property
     def ready(self) -> bool:
         """See ``NodeService``."""
-        return self.desk.open and not self.draining
+        return self.desk.open and not self.draining and self.transport.joined
 
     @property
     def running(self) -> bool:

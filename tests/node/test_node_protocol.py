@@ -119,7 +119,7 @@ class World:
                 self.waiting += [answered(effect), e.PeerFailed(effect.flight, effect.dispatch, e.Failure.TIMEOUT)]
                 self.waiting.append(e.PeerFailed(effect.flight, effect.dispatch, e.Failure.NOT_FINITE))
             case e.RunOwn(flight):
-                self.waiting.append(e.OwnAnswered(flight))
+                self.waiting += [e.OwnAnswered(flight), e.OwnFailed(flight, "NaN")]
             case e.SetTimer(number, at_s):
                 self.waiting.append(e.TimerFired(number))
                 assert at_s >= self.now_s

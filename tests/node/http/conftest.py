@@ -13,7 +13,7 @@ import torch
 from nmoe.core.bundle import BundleCard, ModelSpec, Provenance
 from nmoe.node.http import HttpServer
 from nmoe.node.messages import InferReply, Refusal, RefusalCode
-from nmoe.node.service import NodeService
+from nmoe.node.service import Learned, NodeService
 from nmoe.node.view import ExpertView, LinkView, NodeView, RefusedView
 
 NAMES = ("node-0", "node-1", "node-2", "node-3")
