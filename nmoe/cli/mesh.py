@@ -48,13 +48,15 @@ def simulate(
     rtt: Annotated[
         str | None,
         typer.Option(
-            help="Round trips in ms [place, place]; the named ones need --rtt-dir; 20 ms everywhere without.",
+            help="Matrix of round trips in ms; the named ones need --rtt-dir; 20 ms everywhere without.",
             metavar="FILE.npz|seattle|planetlab",
         ),
     ] = None,
     rtt_dir: Annotated[Path | None, typer.Option(help="Folder of rtt.npz.", metavar="DIR")] = None,
     rate: Annotated[float | None, typer.Option(help="Requests per second of the whole mesh; two per node if not given.")] = None,
-    neighbours: Annotated[int, typer.Option(help="Experts besides its own that a node can ask.")] = 16,
+    neighbours: Annotated[
+        int | None, typer.Option(help="Experts besides its own that a node can ask; 16 if not given, or all of fewer.")
+    ] = None,
     replicas: Annotated[int, typer.Option(help="Nodes per expert.")] = 1,
     k: Annotated[int, typer.Option(help="Experts asked per sample.")] = 2,
     workers: Annotated[int, typer.Option(help="Threads that compute, per node.")] = 1,

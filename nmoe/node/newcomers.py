@@ -3,9 +3,11 @@
 A peer's card is checked before it is asked for anything: same class list, same widths, sound prototypes. Then it sits an examination: it
 labels class means that this node and admitted peers know of the classes it claims. A card that claims classes its expert cannot
 answer is found out there, and so is a replica that does not know the classes of the node whose expert it says it serves, where that one
-was admitted before. A card that claims nothing is let in only where no bundle has prototypes. The expert of a node that the gate does not
-know gets a column from its prototypes (``nmoe.moe.newcomer``), which feedback corrects. A column is never given back: its place in the
-gate stands in answers and in remembered ones. So a node takes in ``MAX_NEWCOMERS`` until it is started anew, and then says there is no room.
+was admitted before. A card that claims nothing is let in only where this node has no prototypes of its own either.
+
+The expert of a node that the gate does not know gets a column from its prototypes (``nmoe.moe.newcomer``), which feedback corrects. A
+column is never given back, as its place in the gate stands in answers, remembered ones too: a node takes in ``MAX_NEWCOMERS`` until it is
+started anew, and turns away those after them, saying so.
 """
 
 import hashlib
@@ -85,7 +87,7 @@ class Newcomers:
         self._use(bundle, compute, read_prototypes(bundle), ExtendedGate(compute.model.gate))
 
     def replace(self, bundle: Bundle, compute: NodeCompute) -> None:
-        """Take another version of the bundle; newcomers keep their places, their columns start anew. If this raises, nothing has changed."""
+        """Take another version of the bundle; newcomers keep their places, with new columns. If this raises, nothing has changed."""
         own, gate = read_prototypes(bundle), ExtendedGate(compute.model.gate)
         with self._lock:
             for name, prototypes in self._columns.items():

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from nmoe.node.messages import TensorFormat
 
+MAX_WORKERS = 256
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeOptions:
@@ -35,3 +37,16 @@ class NodeOptions:
     gradients: bool = False
     log: Path | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            ValueError: when one is out of range.
+        """
+        if not 1 <= self.workers <= MAX_WORKERS:
+            raise ValueError(f"workers must be between 1 and {MAX_WORKERS}, got {self.workers}")
+        if self.max_requests < 1 or self.max_rows < 1 or not 0 <= self.max_linger_s <= 1:
+            raise ValueError(
+                f"at least one request and row, and a linger up to 1 s, wanted, got {self.max_requests}, {self.max_rows}, {self.max_linger_s}"
+            )

@@ -1,6 +1,7 @@
 """Process: one node as one operating system process."""
 
 import datetime as dt
+import gc
 import os
 import signal
 import socket
@@ -64,6 +65,8 @@ class NodeSettings:
             ValueError: when a name, endpoint or address is malformed, or not allowed.
         """
         self.session()
+        if not 0 <= self.direct_port <= 65535:
+            raise ValueError(f"direct port must be between 0 and 65535, got {self.direct_port}")
         if self.http is not None:
             http_address(self.http)
 
@@ -142,6 +145,7 @@ def run_node(bundle_folder: Path, settings: NodeSettings, *, lifeline: int | Non
             tell(f"ready {name} {settings.listen} {os.getpid()}")
             if settings.http is not None:
                 _serve_http(stack, runner, settings.http, tell)
+            gc.freeze()  # else a full collection goes over all of torch, and every request waits 0.2 s for it
             _serve_until_told(runner, signals, tell)
     finally:
         over.set()
@@ -225,6 +229,8 @@ def core_list(text: str) -> tuple[int, ...]:
         first, dash, last = part.partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise ValueError(f"a list of cores looks like 0,2-3, got {text!r}")
+        if int(last or first) < int(first):
+            raise ValueError(f"a range of cores rises, got {part!r}")
         cores |= set(range(int(first), int(last or first) + 1))
     usable = os.sched_getaffinity(0)
     if not cores <= usable:

@@ -38,6 +38,7 @@ from nmoe.report.figures import png_bytes
 from nmoe.report.figures.simulation import simulation_figure
 
 COLUMNS = ("t_s", "time_s", "arrival_s", "arrival_time", "timestamp")  # in any case
+NEIGHBOURS = 16  # where there are as many
 RATE_HZ = 2.0  # requests per node and second unless told otherwise
 KNOWN = {"seattle": "seattle_ms", "planetlab": "planetlab_ms"}  # of the file rtt.npz
 ROUND_TRIP_S = 0.02  # of all nodes when no measurement is given
@@ -55,7 +56,7 @@ class SimulateOptions:
             None for 20 ms everywhere.
         rtt_dir: folder of rtt.npz.
         rate: requests per second of the whole mesh; None for two per node.
-        neighbours: experts besides its own that a node can ask.
+        neighbours: experts besides its own that a node can ask; None for 16, or for all where there are fewer.
         replicas: nodes per expert.
         k: experts per sample.
         workers: threads that compute, per node.
@@ -73,7 +74,7 @@ class SimulateOptions:
     rtt: str | None = None
     rtt_dir: Path | None = None
     rate: float | None = None
-    neighbours: int = 16
+    neighbours: int | None = None
     replicas: int = 1
     k: int = 2
     workers: int = 1
@@ -91,6 +92,12 @@ class SimulateOptions:
             raise ValueError(f"nodes must be at least 1, got {self.nodes}")
         if not (self.rate_hz > 0 and math.isfinite(self.rate_hz)):
             raise ValueError(f"rate must be above 0 requests per second, got {self.rate}")
+
+    @property
+    def num_neighbours(self) -> int:
+        """Experts besides its own that a node can ask."""
+        fewer = self.nodes // max(self.replicas, 1) - 1
+        return max(0, min(NEIGHBOURS, fewer)) if self.neighbours is None else self.neighbours
 
     @property
     def rate_hz(self) -> float:
@@ -112,12 +119,12 @@ def simulate(
     Raises:
         ValueError: when an option or a file does not fit.
     """
-    seed, gates = options.seed, options.neighbours + 1
+    seed, gates = options.seed, options.num_neighbours + 1
     leaving = Churn(rate_hz=options.churn, away_s=options.away_s)
     every = WorldOptions(
         k=options.k, workers=options.workers, deadline_s=options.deadline_ms / 1000, loss=options.loss, tail=parse_tail(options.tail)
     )
-    layout = ring(options.nodes, neighbours=options.neighbours, replicas=options.replicas)
+    layout = ring(options.nodes, neighbours=options.num_neighbours, replicas=options.replicas)
     offered = arrivals(options.requests, options.rate_hz, options.trace, seed)
     began = time.perf_counter(), time.process_time()
     network = _network(options.rtt, options.rtt_dir, options.nodes, numpy_generator(seed, "places"))
@@ -126,6 +133,7 @@ def simulate(
     tally = world.run(offered)
     speed = _speed(tally, time.perf_counter() - began[0], time.process_time() - began[1])
     results = dataclasses.asdict(options) | {"trace": options.trace and options.trace.name, "rate": options.rate_hz}
+    results["neighbours"] = options.num_neighbours
     del results["rtt_dir"]
     results |= {"virtual_s": offered.times_s[-1], "nodes_left": dict(sorted(Counter(way for _, way, _ in left).items()))}
     results |= {**tally.figures(), "simulator": speed}
@@ -212,7 +220,7 @@ def read_arrivals(path: Path) -> np.ndarray:
                 raise ValueError(f"trace {path} should have {wanted}, its columns are: {', '.join(header) or 'none'}")
             words = [row[places[0]] for row in rows if row]
     except (OSError, UnicodeDecodeError, csv.Error, IndexError, EOFError) as error:
-        raise ValueError(f"trace {path} cannot be read as CSV: {error}") from error
+        raise ValueError(f"trace {path} cannot be read as CSV: {getattr(error, 'strerror', None) or error}") from error
     try:
         times_s = np.array([float(word) for word in words])
     except ValueError:
@@ -258,11 +266,12 @@ def as_table(results: dict[str, Any]) -> Iterator[str]:
 def _network(rtt: str | None, folder: Path | None, nodes: int, generator: np.random.Generator) -> Network:
     if rtt is None:
         return uniform_network(nodes, round_trip_s=ROUND_TRIP_S)
-    if rtt not in KNOWN:
-        return measured_network(Path(rtt), None, nodes, generator)
-    if folder is None:
-        raise ValueError(f"rtt {rtt} is in the file rtt.npz: say in which folder that is")
-    return measured_network(folder / "rtt.npz", KNOWN[rtt], nodes, generator)
+    if rtt in KNOWN and folder is None:
+        raise ValueError(f"rtt {rtt} is in the file rtt.npz: say with --rtt-dir in which folder that is")
+    path = Path(rtt) if rtt not in KNOWN or folder is None else folder / "rtt.npz"
+    if not path.is_file():
+        raise ValueError(f"there is no file {path} with round trips (--rtt)")
+    return measured_network(path, KNOWN.get(rtt), nodes, generator)
 
 
 def _picture(tally: Tally, offered: Offered) -> bytes:

@@ -139,3 +139,70 @@ def test_bad_bundles_and_ports_are_refused(tmp_path: Path) -> None:
     assert "no node of mesh nmoe found" in refused("infer", "--connect", f"tcp/127.0.0.1:{free}")
     assert "count must be at least 0" in refused("infer", "--count", "-1")
     assert "deadline must be above 0" in refused("infer", "--deadline-ms", "-5")
+
+
+COMMANDS = [
+    "node", "infer", "router", "top", "mesh run", "mesh simulate", "keys init", "keys issue", "keys revoke", "keys list",
+    "bench federate", "bench mesh", "bench node", "bench churn",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_of_the_mesh_has_help(command: str) -> None:
+    done = nmoe(*command.split(), "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Usage:" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("node BUNDLE --format float64", "format must be auto"),
+        ("node BUNDLE --http here", "an HTTP address looks like"),
+        ("node BUNDLE --cpus 3-1", "a range of cores rises"),
+        ("node BUNDLE --cpus 4096", "cores must be among"),
+        ("node BUNDLE --workers 0", "workers must be between 1"),
+        ("node BUNDLE --direct-port 99999", "direct port must be between"),
+        ("node BUNDLE --listen tcp/192.0.2.1:7447", "--insecure"),
+        ("node BUNDLE --listen 7447", "an endpoint looks like"),
+        ("node BUNDLE --members nowhere.json", "nowhere.json"),
+        ("node NOWHERE", "not a bundle"),
+        ("router --listen tcp/192.0.2.1:7447", "--insecure"),
+        ("router --listen here", "an endpoint looks like"),
+        ("top --every 0", "every must be at least"),
+        ("top --connect tcp/127.0.0.1:9", "no node found"),
+        ("mesh run NOWHERE", "holds no bundles"),
+        ("mesh NOWHERE", "holds no bundles"),
+        ("mesh simulate --nodes 0", "nodes must be at least 1"),
+        ("mesh simulate --requests 0", "requests must be at least 1"),
+        ("mesh simulate --rate 0", "rate must be above 0"),
+        ("mesh simulate --tail normal:1", "tail"),
+        ("mesh simulate --rtt seattle", "--rtt-dir"),
+        ("mesh simulate --trace nowhere.csv", "nowhere.csv"),
+        ("keys issue nowhere node-0 --address 127.0.0.1", "nowhere"),
+        ("keys revoke nowhere node-0", "nowhere"),
+        ("keys list nowhere", "nowhere"),
+        ("keys init authority --days 0", "days"),
+        ("bench node NOWHERE", "holds no bundles"),
+        ("bench churn --run NOWHERE", "NOWHERE"),
+        ("bench mesh --turns 0", "turns must be at least 1"),
+    ],
+)
+def test_bad_input_of_the_mesh_is_one_line(words: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "BUNDLE").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    done = subprocess.run(
+        [sys.executable, "-m", "nmoe", *words.split()], capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 2, (done.stdout, done.stderr)
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert said in lines[0]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_mesh_of_ten_can_be_simulated(tmp_path: Path) -> None:
+    done = nmoe("mesh", "simulate", "--nodes", "10", "--requests", "200", "--json", "--out", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["nodes"] == 10
+    assert (tmp_path / "out" / "results.json").is_file()

@@ -32,22 +32,11 @@ with connect("cut", [seed], listen=place, insecure=True) as client:
             said = {"experts": sorted({reply.names[one] for one in reply.experts.flatten().tolist() if one >= 0})}
             view = client.status(node).view
             said |= {"up": [link.peer for link in view.links if link.state == "up"]}
-            said |= {"states": {link.peer: link.state for link in view.links}, "refusals": [(r.who, r.reason, r.count) for r in view.refusals], "nodes": client.nodes()}
         except MeshError as error:
             said = {"error": str(error)}
-        print(json.dumps(said | {"seconds": time.monotonic() - began_s, "at": time.monotonic()}), flush=True)
+        print(json.dumps(said | {"seconds": time.monotonic() - began_s}), flush=True)
         time.sleep(0.02)
 """
-
-
-def changes(said, t0):
-    last = None
-    for one in said:
-        now = (one.get("states"), one.get("nodes"), one.get("refusals"), one.get("error"), one.get("up"))
-        if now != last:
-            print(round(one["at"] - t0, 2), now)
-            last = now
-    print()
 
 
 def run(*words: str) -> None:
@@ -143,7 +132,6 @@ def test_both_halves_of_a_cut_mesh_answer_and_heal(mesh: Any, halves: Callable[[
         whole = [[name for name in names if name != own] for own in ("node-0", "node-2")]
         see(whole)
         halves(False)
-        t0 = time.monotonic()
         cut_s = see([["node-1"], ["node-3"]])
         seen = [len(asker.said) for asker in askers]
         time.sleep(2)
@@ -152,14 +140,9 @@ def test_both_halves_of_a_cut_mesh_answer_and_heal(mesh: Any, halves: Callable[[
             assert len(apart) > 20
             assert all(set(one["experts"]) <= near and one["seconds"] < 0.5 for one in apart)
         halves(True)
-        t1 = time.monotonic()
-        try:
-            healed_s = see(whole, within_s=20)
-        except AssertionError:
-            healed_s = 99
-        for asker in askers:
-            changes(asker.said, t0)
+        healed_s = see(whole, within_s=30)
         print(f"cut noticed within {cut_s:.1f} s, healed within {healed_s:.1f} s")
         for asker in askers:
             assert [one for one in asker.said if "error" in one] == [], "both halves answered all the time"
-        assert cut_s <= 2.5
+        assert cut_s <= 2.0
+        assert healed_s <= 5.0

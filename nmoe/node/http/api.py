@@ -3,6 +3,7 @@
 import asyncio
 import time
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 from starlette.requests import Request
@@ -11,7 +12,7 @@ from starlette.responses import Response
 import nmoe
 from nmoe.node.http.answer import write_answer
 from nmoe.node.http.inference import InferCall, read_call
-from nmoe.node.http.intake import Intake
+from nmoe.node.http.intake import Intake, media_type
 from nmoe.node.http.metrics import CONTENT_TYPE, Metrics
 from nmoe.node.http.pages import DASHBOARD, DOCUMENT, Page
 from nmoe.node.http.rejected import Rejected, shown
@@ -22,7 +23,7 @@ from nmoe.node.trace import request_span
 GRACE_S = 1.0  # after its deadline a request is told so even if the node does not
 MESH_FRESH_S = 0.5  # the mesh is asked at most this often, however many look
 _JSON, _RAW = "application/json", "application/octet-stream"
-_CURL = "application/x-www-form-urlencoded"  # what curl -d says of any body; asking changes nothing here, so it may
+_CURL = "application/x-www-form-urlencoded"  # what curl -d says of any body
 _STATUS = {
     RefusalCode.BUSY: 503,
     RefusalCode.LEAVING: 503,
@@ -106,8 +107,11 @@ class Api:
         """Classify images together with the peers."""
         began_s = time.perf_counter()
         version = self._check_version(request)
-        body = await self._intake.read(request, _JSON, _RAW, _CURL)
-        call = read_call(body, request.headers.get("inference-header-content-length"), self._service.card.image_shape)
+        if media_type(request) not in {_JSON, _RAW}:  # for these two a browser asks leave first, and gets none
+            _refuse_other_sites(request)
+        async with self._intake.read(request, _JSON, _RAW, _CURL) as body:
+            call = read_call(body, request.headers.get("inference-header-content-length"), self._service.card.image_shape)
+        del body
         span = request_span(request.headers.get("traceparent", ""), "infer")
         with span as traceparent:
             reply = await self._asked(call, traceparent)
@@ -135,7 +139,9 @@ class Api:
 
     async def feedback(self, request: Request) -> Response:
         """Learn from the true labels of an earlier request."""
-        given = _decoded(await self._intake.read(request, _JSON), _Feedback)
+        _refuse_other_sites(request)
+        async with self._intake.read(request, _JSON) as body:
+            given = _decoded(body, _Feedback)
         if not given.id or not given.labels:
             raise Rejected(400, f"the id of an earlier request and its labels wanted, got {shown(given.id)} and {len(given.labels)} labels")
         if not all(0 <= label < self._service.card.num_classes for label in given.labels):
@@ -216,5 +222,7 @@ def _decoded(body: bytearray, kind: type[_Feedback]) -> _Feedback:
 
 def _refuse_other_sites(request: Request) -> None:
     """A page of another site, open in a browser that reaches the node, may not change it."""
-    if request.headers.get("sec-fetch-site", "none") not in {"none", "same-origin"}:
+    origin, host = request.headers.get("origin"), request.headers.get("host", "")
+    same = origin is None or urlsplit(origin).netloc == host  # browsers say only this to an address that is neither local nor https
+    if request.headers.get("sec-fetch-site", "none" if same else "cross-site") not in {"none", "same-origin"}:
         raise Rejected(403, "requests from pages of other sites are not wanted")

@@ -78,7 +78,7 @@ def _add_protocol(app: FastAPI, api: Api) -> None:
         errors = (400, 403, 404, 408, 413, 415, 500, 503, 504)
         answers = described(schemas.ANSWER, "The classified batch.", *errors, binary=True)
         add(f"{root}/infer", api.infer, answers, method="POST", **body(schemas.INFER, binary=True))
-    answers = described(schemas.LEARNED, "Learned.", 400, 404, 408, 413, 415, 503)
+    answers = described(schemas.LEARNED, "Learned.", 400, 403, 404, 408, 413, 415, 503)
     add(f"{_MODEL}/feedback", api.feedback, answers, method="POST", **body(schemas.FEEDBACK))
     add("/v2/repository/index", api.index, described(schemas.INDEX, "What is served.", 403), method="POST")
     loaded = described(schemas.LOADED, "It is served, beside the old version until that one's requests are over.", 403, 409)

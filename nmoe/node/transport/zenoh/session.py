@@ -9,6 +9,7 @@ import zenoh
 from nmoe.core.errors import MeshError
 from nmoe.node.transport.config import ZenohSettings
 from nmoe.node.transport.refusals import LOG_FILTER, LogTap, Refused
+from nmoe.node.transport.zenoh.lingering import hold_up_nobody
 
 refusals: set[Callable[[Refused], None]] = set()  # who hears of failed handshakes
 
@@ -48,9 +49,11 @@ def open_session(settings: ZenohSettings) -> zenoh.Session:
     for key, value in settings.entries().items():
         config.insert_json5(key, json.dumps(value))
     try:
-        return zenoh.open(config)
+        session = zenoh.open(config)
     except zenoh.ZError as error:
         raise MeshError(f"cannot join mesh {settings.mesh} on {', '.join(settings.listen) or 'no endpoint'}: {_why(str(error))}") from error
+    hold_up_nobody(session, give_up_s=2 * settings.lease_s)
+    return session
 
 
 def _why(text: str) -> str:
