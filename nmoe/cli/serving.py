@@ -23,6 +23,9 @@ Insecure = Annotated[bool, typer.Option("--insecure", help="Allow plain tcp beyo
 Members = Annotated[
     Path | None, typer.Option(help="List of members (members.json): nobody else is let in, whatever certificate it shows.", metavar="FILE")
 ]
+AsNode = Annotated[
+    str | None, typer.Option("--as", help="Own name; other than the bundle's for a replica of a node served elsewhere.", metavar="NAME")
+]
 Multicast = Annotated[
     str | None, typer.Option(help="Interface on which nodes look for each other, such as eth0; auto for any.", metavar="IFACE")
 ]
@@ -57,10 +60,7 @@ def node(
         list[str] | None,
         typer.Option(help="Own endpoint (tcp/127.0.0.1:7447 if not given); repeat for more bundles, in order.", metavar="ENDPOINT"),
     ] = None,
-    as_node: Annotated[
-        str | None,
-        typer.Option("--as", help="Own name; other than the bundle's for a replica of a node served elsewhere.", metavar="NAME"),
-    ] = None,
+    as_node: AsNode = None,
     connect: Connect = None,
     http: Annotated[
         str | None,

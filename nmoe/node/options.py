@@ -47,6 +47,5 @@ class NodeOptions:
         if not 1 <= self.workers <= MAX_WORKERS:
             raise ValueError(f"workers must be between 1 and {MAX_WORKERS}, got {self.workers}")
         if self.max_requests < 1 or self.max_rows < 1 or not 0 <= self.max_linger_s <= 1:
-            raise ValueError(
-                f"at least one request and row, and a linger up to 1 s, wanted, got {self.max_requests}, {self.max_rows}, {self.max_linger_s}"
-            )
+            given = f"{self.max_requests}, {self.max_rows}, {self.max_linger_s}"
+            raise ValueError(f"at least one request and row, and a linger of at most 1 s, wanted, got {given}")

@@ -28,6 +28,7 @@ UNKNOWN_S = 0.005  # predicted for a link nobody measured, when no other is meas
 ITEM_BYTES = {TensorFormat.FLOAT32: 4, TensorFormat.FLOAT16: 2, TensorFormat.INT8: 1}
 OVERHEAD_BYTES = 128  # headers of a request and its reply
 LOSS_TIMES = 10.0  # between replicas a lost request counts as so many answered ones; our choice
+CURIOSITY = 0.05  # share of choices between replicas left to chance, so that one that was slow once is measured again; our choice
 COMFORT = 0.5  # share of the time left within which a format must be predicted to arrive
 
 
@@ -53,6 +54,8 @@ def pick_peer(peers: Sequence[str], links: Mapping[str, Link], *, size: int, row
     first_s, second_s = (links[peer].predict_s(rows, size, now_s) for peer in (first, second))
     if first_s is None or second_s is None:
         return first if first_s is not None else second
+    if draw.random() < CURIOSITY:
+        return first
     first_s *= 1 + LOSS_TIMES * links[first].loss
     second_s *= 1 + LOSS_TIMES * links[second].loss
     return first if first_s <= second_s else second

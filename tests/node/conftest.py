@@ -23,6 +23,7 @@ from nmoe.node.messages import CardReply, encode
 from nmoe.node.newcomers import Newcomers
 from nmoe.node.transport.base import OnQuery, Service
 
+PLAIN = NodeOptions(formats=(TensorFormat.FLOAT32,))  # under time pressure a node sends less exact ones
 IMAGE_SHAPE = (8, 8, 1)
 NUM_CLASSES = 10
 
@@ -141,7 +142,7 @@ def serve(eventually: Callable[..., None], peers: Callable[[NodeView], tuple[str
 
     @contextmanager
     def serving(
-        mesh: Mesh, *, options: NodeOptions | None = None, **hub_arguments: float | None
+        mesh: Mesh, *, options: NodeOptions = PLAIN, **hub_arguments: float | None
     ) -> Iterator[tuple[MemoryHub, MeshClient, list[NodeRunner]]]:
         with MemoryHub(**hub_arguments) as hub, ExitStack() as stack:
             runners = []

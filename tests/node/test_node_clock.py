@@ -17,6 +17,7 @@ FOLDER = Path(nmoe.node.__file__).parent
 CALENDAR = {"time.time", "time.time_ns", "time.localtime", "time.gmtime", "time.ctime", "time.strftime"}
 MAY_READ_IT = {
     "answers.py": "the time in a line of the log, for people",
+    "direct.py": "a link ends with its certificate, and the time left is taken once",
     "keys.py": "certificates are valid by the calendar",
     "process.py": "a certificate is checked before it is used",
     "tracing.py": "spans are shown by the calendar",

@@ -87,7 +87,7 @@ def all_meet(client: MeshClient, names: Sequence[str]) -> bool:
         views = [client.status(name).view for name in names]
     except MeshError:
         return False
-    return all({link.peer for link in view.links if link.state == "up"} == set(names) - {view.node} for view in views)
+    return all({link.peer for link in view.links if link.state == "up"} >= set(names) - {view.node} for view in views)
 
 
 def test_three_of_ten_killed_under_load(new_mesh: Any, images: Tensor, eventually: Any, tmp_path: Path) -> None:
@@ -217,8 +217,7 @@ def test_a_frozen_node_is_out_of_every_plan_within_two_seconds_and_a_killed_one_
             eventually(lambda asker=asker: link_to(running.client, asker, "node-3").state != "up")
         assert time.monotonic() - began_s <= 1.0
         running.thaw("node-2")
-        for asker in ("node-0", "node-1"):
-            eventually(lambda asker=asker: link_to(running.client, asker, "node-2").state == "up")
+        eventually(lambda: all_meet(running.client, ("node-0", "node-1", "node-2")))
         load.more(30)
         assert load.errors == []
 
@@ -274,5 +273,5 @@ def test_both_nodes_of_a_pair_come_back(mesh: Any, eventually: Callable[..., Non
         eventually(lambda: link_to(running.client, other, name).state != "up")
         time.sleep(0.5)
         running.thaw(name)
-        eventually(lambda: link_to(running.client, other, name).state == "up", within_s=15)
-        eventually(lambda: link_to(running.client, name, other).state == "up", within_s=15)
+        time.sleep(0.5)  # in which it may leave once more, to join anew
+        eventually(lambda: all_meet(running.client, ("node-0", "node-1")), within_s=15)

@@ -162,7 +162,9 @@ def check_endpoint(endpoint: str, *, insecure: bool) -> None:
     if match is None or int(match[3]) > 65535:
         raise ValueError(f"an endpoint looks like tcp/127.0.0.1:7447 (or tls/, quic/), got {endpoint!r}")
     if match[1] == "tcp" and not insecure and not _is_loopback(match[2].strip("[]")):
-        raise ValueError(f"{endpoint} would send features unencrypted beyond this machine; use tls/, or pass --insecure (insecure=True) to allow it")
+        raise ValueError(
+            f"{endpoint} would send features unencrypted beyond this machine; use tls/, or pass --insecure (insecure=True) to allow it"
+        )
 
 
 def direct_host(endpoint: str) -> str | None:

@@ -3,6 +3,7 @@
 import itertools
 import ssl
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from nmoe.node.transport.direct import SERVICES, Contexts, Listener, dial
 from nmoe.node.transport.stream import Loop, Stream
 
 FIRST_PAUSE_S, MAX_PAUSE_S = 0.2, 10.0  # between tries to connect
+STEADY_S = 5.0  # a stream that lasted longer was a good one
 
 Settle = Callable[[bytes | Silence], None]
 
@@ -24,6 +26,8 @@ class _Way:
     greeting: str
     stream: Stream | None = None
     waiting: dict[int, Settle] | None = None
+    since_s: float = 0.0
+    pause_s: float = 0.0  # before it is dialled again; longer each time a stream does not last
 
 
 class DirectLinks:
@@ -132,6 +136,8 @@ class DirectLinks:
         host, _, port = way.address.rpartition(":")
         waiting: dict[int, Settle] = {}
         pause_s = FIRST_PAUSE_S
+        if way.pause_s:
+            self._closing.wait(way.pause_s)
         while self._ways.get(node) is way:
             try:
                 way.waiting = waiting
@@ -149,7 +155,7 @@ class DirectLinks:
                 self._closing.wait(pause_s)
                 pause_s = min(MAX_PAUSE_S, 2 * pause_s)
                 continue
-            way.stream = stream
+            way.stream, way.since_s = stream, time.monotonic()
             if self._ways.get(node) is not way:
                 stream.close()
             return
@@ -160,6 +166,8 @@ class DirectLinks:
         for number in list(waiting):
             _settle(waiting, number, Silence.GONE)
         if self._open and self._ways.get(node) is way:  # it is still announced
+            lived_s = time.monotonic() - way.since_s
+            way.pause_s = FIRST_PAUSE_S if lived_s > STEADY_S else min(MAX_PAUSE_S, max(FIRST_PAUSE_S, 2 * way.pause_s))
             self._start_dialling(node, way)
 
     def _asked(self, stream: Stream, number: int, service: int, body: bytes) -> None:

@@ -1,5 +1,7 @@
-"""nmoe itself: one node that hosts the four experts, asked by a ``RemoteMixture``. The same code that users run, with all it does for
-them."""
+"""nmoe itself: one node that hosts the four experts, asked by a ``RemoteMixture``.
+
+The same code that users run, with all it does for them.
+"""
 
 import asyncio
 import sys
