@@ -220,7 +220,9 @@ def read_arrivals(path: Path) -> np.ndarray:
                 raise ValueError(f"trace {path} should have {wanted}, its columns are: {', '.join(header) or 'none'}")
             words = [row[places[0]] for row in rows if row]
     except (OSError, UnicodeDecodeError, csv.Error, IndexError, EOFError) as error:
-        raise ValueError(f"trace {path} cannot be read as CSV: {getattr(error, 'strerror', None) or error}") from error
+        raise ValueError(
+            f"trace {path} cannot be read as CSV: {(error.strerror if isinstance(error, OSError) else None) or error}"
+        ) from error
     try:
         times_s = np.array([float(word) for word in words])
     except ValueError:
