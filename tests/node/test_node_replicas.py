@@ -118,13 +118,18 @@ def test_a_slow_node_is_hedged_by_its_replica_and_the_first_answer_counts(mesh: 
         favourite = served.first if found["node-1"].asked > found["spare"].asked else served.second
         slowed(favourite, lambda: 1.0 if slow.is_set() else 0.0)
         slow.set()
-        seconds = []
-        for _ in range(8):
+        hedged = {name: link.hedged for name, link in links(served.asker).items()}
+
+        def hedges() -> bool:
+            return any(link.hedged > hedged[name] for name, link in links(served.asker).items())
+
+        seconds: list[float] = []
+        while len(seconds) < 300 and not hedges():  # until the slow one is asked, and the credit for hedges allows
             reply = served.client.infer("node-0", images, deadline_s=5)
             assert torch.allclose(reply.probabilities, reference, atol=1e-5)
             seconds.append(reply.seconds)
-        assert sorted(seconds)[-2] < 0.5, "a hedge answered long before the slow node; one may find the credit for hedges used up"
-        assert sum(link.hedged for link in links(served.asker).values()) >= 1
+        assert hedges()
+        assert seconds[-1] < 0.5, "a hedge answered long before the slow node"
         assert served.asker.view().degraded == 0
 
 
