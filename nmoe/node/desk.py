@@ -160,7 +160,7 @@ class Desk:
             if not all_finite(features.numpy()):
                 raise ValueError("the extractor's features are not finite")
             scores = self._newcomers.scores(features)
-        except Exception as error:  # noqa: BLE001  # whatever torch raises ends these requests, not the node
+        except Exception as error:  # noqa: BLE001  # a module may raise anything; its words refuse these requests, and the worker goes on
             if len(found) > 1:
                 for number, _ in found:
                     self.score([number])
@@ -177,7 +177,7 @@ class Desk:
             (own,) = self._compute.bank.compute([(self.expert, cargo.features)])
             if not all_finite(own):
                 raise ValueError("the own expert's outputs are not finite")
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001  # an expert may raise anything; peers may still answer, else its words refuse the requests
             self.dispatcher.happen(OwnFailed(flight, f"{type(error).__name__}: {error}"))
             return
         cargo.own = own

@@ -235,7 +235,7 @@ class ExpertClient:
             scores = _scores(calls, features)
             due_s = min(call.due_s for call in calls)
             self.dispatcher.begin(InferArrived(number, len(features), due_s, first.k), scores, Cargo(features))
-        except Exception as error:  # noqa: BLE001  # whatever a caller's gate raises is its callers' to hear; nobody waits for ever
+        except Exception as error:  # noqa: BLE001  # a caller's gate may raise anything: raised again where they called, else they wait for ever
             self._land(number, error)
 
     def _overdue(self, call: Call) -> None:
@@ -244,7 +244,9 @@ class ExpertClient:
 
     def _finished(self, finish: Finish, cargo: Cargo) -> None:
         ((number, _),) = finish.requests
-        calls = self._journeys.pop(number)
+        calls = self._journeys.pop(number, None)
+        if calls is None:  # they were told that it could not leave
+            return
         self._coalescer.landed()
         self._stop_timers(calls)
         outputs = fill(finish, cargo, self.out_dim, None)

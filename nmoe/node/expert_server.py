@@ -248,7 +248,7 @@ class ExpertServer:
                 if late:
                     raise _LateError
                 derivative = _gradients(bank, request)
-            except Exception as error:  # noqa: BLE001  # whatever torch raises
+            except Exception as error:  # noqa: BLE001  # a served module may raise anything; its words are the peer's answer
                 respond(encode(_refused(self.name, error, number)))
                 return
             respond(_encoded(self.name, GradientReply(request=number, gradients=derivative), number))
@@ -266,7 +266,7 @@ class ExpertServer:
         bank = works[0].bank
         try:
             outputs = bank.compute(_merged(works))
-        except Exception as error:  # noqa: BLE001  # whatever torch raises
+        except Exception as error:  # noqa: BLE001  # a served module may raise anything; its words are the answer of whom it concerns
             if len(works) == 1:
                 works[0].done(error, began_s)
                 return
@@ -337,7 +337,7 @@ def _encoded(name: str, reply: Message, number: int) -> bytes:
     """Return a reply as it is sent; a refusal where it cannot be."""
     try:
         return encode(reply)
-    except Exception as error:  # noqa: BLE001  # whatever is wrong with what a module put out
+    except (ValueError, TypeError) as error:  # too large, or not of the shape or type that a module promised
         return encode(_refused(name, error, number))
 
 

@@ -191,7 +191,7 @@ class NodeRunner(NodeService):
                 return self._reload(self._folder)
             except BundleError as error:
                 return str(error)
-            except Exception as error:  # noqa: BLE001  # whatever torch raises: the old version goes on
+            except (OSError, RuntimeError, ValueError) as error:  # a file, or torch: the old version goes on
                 return f"{type(error).__name__}: {error}"
 
     def _reload(self, folder: Path) -> str | None:

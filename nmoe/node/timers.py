@@ -91,5 +91,5 @@ class Timers:
             if call is not None:
                 try:
                     call()
-                except Exception:  # noqa: BLE001  # our bug: shown, and the other timers go on
+                except Exception:  # noqa: BLE001  # our bug: shown; a dead thread would let every later deadline pass unanswered
                     traceback.print_exc()

@@ -77,7 +77,7 @@ class Workers(Generic[Item]):
                 began_s = time.monotonic()
                 try:
                     self._compute(batch)
-                except Exception:  # noqa: BLE001  # whatever it is, the node serves on
+                except Exception:  # noqa: BLE001  # our bug: shown and counted; a dead worker would leave the node silent
                     self.failures += 1
                     traceback.print_exc()
                 with self._lock:

@@ -310,7 +310,7 @@ class Loop:
                 self._serve(what, mask, buffer)
             else:
                 what()
-        except Exception:  # noqa: BLE001  # our bug, or a handler's
+        except Exception:  # noqa: BLE001  # our bug, or a handler's: shown, ends that stream; a dead thread would end all
             traceback.print_exc()
             if isinstance(what, Stream):
                 what.close()
