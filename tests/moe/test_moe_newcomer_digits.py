@@ -50,13 +50,13 @@ def test_prototypes_of_a_bundle_must_be_of_its_features(tmp_path):
         return read_bundle(tmp_path / name)
 
     assert read_prototypes(written("without")) is None
-    fitting = OWN._replace(means=torch.ones(2, 8))
+    fitting = Prototypes(classes=torch.tensor([2, 4]), means=torch.ones(2, 8), counts=torch.tensor([9, 9]))
     found = read_prototypes(written("fitting", prototypes=fitting))
     assert found is not None
     assert torch.equal(found.means, fitting.means)
     assert torch.equal(found.classes, fitting.classes)
     with pytest.raises(BundleError, match="bundle of node-0: prototypes have 6 features, the gate takes 8"):
-        read_prototypes(written("other", prototypes=OWN))
+        read_prototypes(written("other", prototypes=fitting._replace(means=torch.ones(2, 6))))
 
 
 # From end to end: eight nodes know the digits 0-7, two of them each; a ninth comes later with 8 and 9. Its images, and a quarter of the
