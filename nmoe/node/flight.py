@@ -78,6 +78,7 @@ class Flight:
     __slots__ = (
         "_chosen",
         "asked",
+        "barred",
         "deadline_s",
         "dispatches",
         "full",
@@ -111,6 +112,7 @@ class Flight:
         self.taken: np.ndarray | None = None  # [rows, experts]: those in use for a sample; made when first needed
         self.dispatches: list[Dispatch] = []
         self.asked: set[str] = set()
+        self.barred: set[str] = set()  # those who failed this flight, or were asked a second time, to stand in for one who did
         self.waiting = 0
         self.own_done = False
         self.own_failed: str | None = None  # why there will be nothing of it

@@ -12,7 +12,8 @@ Departures (the source is silent about networks and failure):
   by the node's own expert, which runs for every row beside the network. Where that fails, requests are answered as far as peers do.
 - A peer slower than its own 95th percentile is hedged: the same rows go to another node with the same expert, and the first answer counts;
   without one, to the next best expert, which counts only if the chosen one does not answer in time. At most one dispatch in ten is a hedge.
-- No peer gets two messages about one flight. Every request is answered exactly once, at the latest at its deadline.
+- A plan has at most one message per peer. A peer of the plan may be asked once more, to stand in for one that failed.
+- Every request is answered exactly once, at the latest at its deadline.
 
 | paper | here |
 |---|---|
@@ -186,7 +187,7 @@ class Origin:
     def _dispatch(self, flight: Flight, peer: str, groups: tuple[ExpertGroup, ...], role: Role, now_s: float) -> Effect:
         dispatch = Dispatch(len(flight.dispatches), peer, groups, role, now_s)
         flight.dispatches.append(dispatch)
-        flight.asked.add(peer)
+        (flight.barred if peer in flight.asked else flight.asked).add(peer)
         flight.waiting += role is not _STANDBY
         send = self.reach.send(flight, dispatch, now_s)
         self.links[peer].sent(dispatch.rows, send.format)
@@ -258,8 +259,9 @@ class Origin:
         twin = None if dispatch.twin is None else flight.dispatches[dispatch.twin]
         if flight.number not in self.flights:
             return effects
+        flight.barred.add(dispatch.peer)
         if dispatch.role in (_CHOSEN, Role.REPLICA) and (twin is None or twin.state is State.FAILED) and now_s < flight.deadline_s:
-            for peer, groups, same in self.reach.instead(flight, dispatch, now_s):
+            for peer, groups, same in self.reach.instead(flight, dispatch, flight.barred, now_s):
                 if peer is None:
                     flight.own_fill += groups
                 else:
@@ -302,7 +304,7 @@ class Origin:
             dispatch.hedge_at_s = None
             if self._hedge_credit < 1:
                 continue
-            for peer, groups, same in self.reach.instead(flight, dispatch, now_s):
+            for peer, groups, same in self.reach.instead(flight, dispatch, flight.asked, now_s):
                 if peer is None:
                     flight.own_fill += groups
                     continue

@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Protocol
 
 import numpy as np
@@ -69,7 +69,7 @@ class Reach:
         by_peer: dict[str | None, list[ExpertGroup]]
 
         def term(expert: int) -> float:
-            return self._term(flight, expert, share, peers, now_s)
+            return self._term(flight, expert, share, flight.asked, peers, now_s)
 
         if rows == 1:
             by_peer = self._choose_row(flight, term, peers)
@@ -107,21 +107,23 @@ class Reach:
             dispatch.hedge_at_s = now_s + max(MIN_HEDGE_S, link.p95.value)
         return Send(flight.number, dispatch.index, dispatch.peer, dispatch.groups, form, flight.deadline_s)
 
-    def instead(self, flight: Flight, dispatch: Dispatch, now_s: float) -> Iterator[tuple[str | None, tuple[ExpertGroup, ...], bool]]:
-        """Find whom to ask instead of a dispatch's peer, of those not yet asked about this flight who can still answer in time.
+    def instead(
+        self, flight: Flight, dispatch: Dispatch, barred: Set[str], now_s: float
+    ) -> Iterator[tuple[str | None, tuple[ExpertGroup, ...], bool]]:
+        """Find whom to ask instead of a dispatch's peer, of those who are not barred and can still answer in time.
 
         Returns:
             One other peer with the same experts (then the third item is true), or else per peer (None for this node) the groups of the next
             best experts.
         """
-        twin = self._same_experts(flight, dispatch, now_s)
+        twin = self._same_experts(flight, dispatch, barred, now_s)
         if twin is not None:
             yield twin, dispatch.groups, True
             return
         by_peer: dict[str | None, list[ExpertGroup]] = {}
         peers: dict[int, str] = {}
         for group in dispatch.groups:
-            for found in self._next_best(flight, group, peers, now_s):
+            for found in self._next_best(flight, group, barred, peers, now_s):
                 by_peer.setdefault(None if found.expert == self.rules.own else peers[found.expert], []).append(found)
         for peer, groups in by_peer.items():
             yield peer, tuple(groups), False
@@ -135,13 +137,13 @@ class Reach:
                 self._sizes[rows, form] = size
         return size
 
-    def _term(self, flight: Flight, expert: int, rows: int, peers: dict[int, str], now_s: float) -> float:
+    def _term(self, flight: Flight, expert: int, rows: int, barred: Set[str], peers: dict[int, str], now_s: float) -> float:
         """Return what an expert's links add to its score, at most 0, and note which peer would be asked."""
         rules = self.rules
         if expert == rules.own:
             return 0.0
-        links, asked = self.links, flight.asked
-        usable = [peer for peer in self.servers.get(expert, ()) if links[peer].usable and peer not in asked]
+        links = self.links
+        usable = [peer for peer in self.servers.get(expert, ()) if links[peer].usable and peer not in barred]
         if not usable:
             return -math.inf
         size = self.size(rows, rules.formats[-1])
@@ -160,13 +162,13 @@ class Reach:
             return 0.0
         return log_arrival(link.arrival(left_s, predicted_s))
 
-    def _same_experts(self, flight: Flight, dispatch: Dispatch, now_s: float) -> str | None:
+    def _same_experts(self, flight: Flight, dispatch: Dispatch, barred: Set[str], now_s: float) -> str | None:
         """Return another peer that serves every expert of a dispatch."""
         common: set[str] = set()
         for number, group in enumerate(dispatch.groups):
             servers = set(self.servers.get(group.expert, ()))
             common = servers if number == 0 else common & servers
-        able = sorted(peer for peer in common if self._in_time(flight, peer, dispatch.rows, now_s))
+        able = sorted(peer for peer in common - barred if self._in_time(flight, peer, dispatch.rows, now_s))
         if not able:
             return None
         size = self.size(dispatch.rows, self.rules.formats[-1])
@@ -174,16 +176,18 @@ class Reach:
 
     def _in_time(self, flight: Flight, peer: str, rows: int, now_s: float) -> bool:
         link = self.links[peer]
-        if not link.usable or peer in flight.asked:
+        if not link.usable:
             return False
         predicted_s = link.predict_s(rows, self.size(rows, self.rules.formats[-1]), now_s)
         return predicted_s is None or now_s + predicted_s < flight.deadline_s
 
-    def _next_best(self, flight: Flight, group: ExpertGroup, peers: dict[int, str], now_s: float) -> Sequence[ExpertGroup]:
+    def _next_best(
+        self, flight: Flight, group: ExpertGroup, barred: Set[str], peers: dict[int, str], now_s: float
+    ) -> Sequence[ExpertGroup]:
         """Return the next best experts for a group's samples; those samples that have none are left out."""
         taken = flight.take()
         rows, slots = np.asarray(group.rows), np.asarray(group.slots)
-        terms = np.array([self._term(flight, expert, len(rows), peers, now_s) for expert in range(flight.scores.shape[1])])
+        terms = np.array([self._term(flight, expert, len(rows), barred, peers, now_s) for expert in range(flight.scores.shape[1])])
         joined = np.where(taken[rows], -np.inf, flight.scores[rows] + terms)  # [rows of the group, experts]
         best = joined.argmax(axis=1)
         found = joined[np.arange(len(rows)), best] > -np.inf

@@ -1,6 +1,7 @@
 """Laws of the protocol, whatever happens in whatever order."""
 
 import random
+from collections import Counter
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from nmoe.node import events as e
 from nmoe.node import protocol as p
+from nmoe.node.flight import State
 from nmoe.node.links import Circuit
 from nmoe.node.messages import ExpertCard, RefusalCode, TensorFormat
 from nmoe.node.plan import Routing, mixture_weights
@@ -88,7 +90,7 @@ class World:
     waiting: list[e.Event] = field(default_factory=list)
     answers: dict[int, e.Finish | e.Refuse] = field(default_factory=dict)
     arrived: dict[int, tuple[int, float]] = field(default_factory=dict)
-    asked: set[tuple[int, str]] = field(default_factory=set)
+    asked: Counter[tuple[int, str]] = field(default_factory=Counter)
     replied: set[tuple[int, int]] = field(default_factory=set)
 
     def happen(self, event: e.Event) -> None:
@@ -110,8 +112,11 @@ class World:
                 draws = np.random.default_rng(number).normal(size=(rows, len(NAMES))).astype(np.float32)
                 self.waiting.append(e.Scored(number, ((number, 0),), draws))
             case e.Send():
-                assert (effect.flight, effect.peer) not in self.asked  # at most one message per peer and flight
-                self.asked.add((effect.flight, effect.peer))
+                times = self.asked[effect.flight, effect.peer]
+                failed = {one.peer for one in self.node.flights[effect.flight].dispatches if one.state is State.FAILED}
+                assert times == 0 or (times == 1 and failed)  # once by plan, and once more to stand in for another that failed
+                assert effect.peer not in failed
+                self.asked[effect.flight, effect.peer] += 1
                 assert self.node.links[effect.peer].up
                 assert effect.groups
                 for group in effect.groups:
@@ -224,6 +229,18 @@ def test_a_failed_peer_is_replaced_by_a_node_with_the_same_expert():
     (finish,) = finishes(node.step(answered(again), 0.02))
     assert finish.experts.tolist() == [[1, 3]]
     assert not finish.degraded  # the gate's own choice stands behind it
+
+
+def test_a_peer_of_the_plan_stands_in_for_one_that_failed():
+    node = origin(up=("c",))
+    node.step(e.PeerUp("b"), 0.0)
+    node.step(e.CardArrived("b", card("b", "b", "d"), 0.001), 0.0)
+    first = {send.peer: send for send in sends(fly(node, 1, scores([0, 5, 4, 3, 0]), now_s=0, deadline_s=1))}
+    (again,) = sends(node.step(e.PeerFailed(1, first["c"].dispatch, e.Failure.BUSY, 9), 0.01))
+    assert (again.peer, [group.expert for group in again.groups]) == ("b", [3])
+    assert not sends(node.step(e.PeerFailed(1, again.dispatch, e.Failure.BUSY, 9), 0.01))  # but once only
+    (finish,) = finishes(node.step(answered(first["b"]), 0.02))
+    assert finish.experts.tolist() == [[1, -1]]
 
 
 def test_a_failed_peer_without_twin_is_replaced_by_the_next_best_expert():

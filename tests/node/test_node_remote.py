@@ -166,15 +166,7 @@ def test_concurrent_calls_share_messages_and_each_gets_its_own(hub: MemoryHub, e
         assert client.dispatcher.origin.links["one"].asked < 320
 
 
-@pytest.mark.parametrize(
-    "k",
-    [
-        1,
-        pytest.param(
-            2, marks=pytest.mark.xfail(reason="whoever was asked about a flight is not asked again, not even to stand in (flight.asked)")
-        ),
-    ],
-)
+@pytest.mark.parametrize("k", [1, 2])
 def test_failover_between_hosts_of_one_expert(hub: MemoryHub, experts: list[Expert], k: int) -> None:
     features, scores = batch(8)
     if k == 1:
