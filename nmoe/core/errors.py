@@ -29,6 +29,10 @@ class MeshError(NmoeError):
     """A mesh that did not come up, or a node that cannot be reached."""
 
 
+class MeshBusy(MeshError):
+    """Whoever was asked has as much to do as they take on: told at once, to be asked again later."""
+
+
 class MessageError(NmoeError):
     """Bytes on the wire that are not a message of a known version.
 

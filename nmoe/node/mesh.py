@@ -16,7 +16,7 @@ from typing import Self
 from jaxtyping import Shaped
 from torch import Tensor
 
-from nmoe.core.errors import MeshError, MessageError
+from nmoe.core.errors import MeshBusy, MeshError, MessageError
 from nmoe.node.links import MIN_SAMPLES, Percentile
 from nmoe.node.members import read_members, read_routers
 from nmoe.node.messages import (
@@ -36,6 +36,7 @@ from nmoe.node.transport.zenoh import ZenohTransport
 from nmoe.node.view import NodeView
 
 FIND_S = 5.0
+MAX_IN_FLIGHT = 512
 GRACE_S = 0.2  # a transport calls back at its timeout; this much later it is taken for silent
 HEDGE_SHARE = 0.4  # of the deadline, after which a silent node is hedged, if its usual time is not known
 HEDGE_TIMES = 3.0  # times a node's 95th percentile, if it is
@@ -61,10 +62,17 @@ class Mesh:
 
     Args:
         transport: a door to the mesh; owned.
+        max_in_flight: requests that may wait for an answer at a time; one more is told ``MeshBusy`` at once, as nothing here queues.
+
+    Raises:
+        ValueError: when ``max_in_flight`` is not positive.
     """
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, *, max_in_flight: int = MAX_IN_FLIGHT) -> None:
+        _check(max_in_flight)
         self._transport = transport
+        self._max_in_flight = max_in_flight
+        self._in_flight = 0
         self._known: dict[str, _Known] = {}
         self._draw = random.Random()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -80,6 +88,7 @@ class Mesh:
         tls: TlsFiles | None = None,
         members: Path | None = None,
         multicast: str | None = None,
+        max_in_flight: int = MAX_IN_FLIGHT,
     ) -> "Mesh":
         """Return a client of a mesh over zenoh.
 
@@ -91,12 +100,14 @@ class Mesh:
             tls: the files of mutual TLS, for ``tls/`` and ``quic/`` endpoints.
             members: the list of members, ``members.json``, where the mesh has one: nobody else is listened to.
             multicast: interface on which nodes are looked for; None for none.
+            max_in_flight: requests that may wait for an answer at a time.
 
         Raises:
-            ValueError: when a name or endpoint is malformed or not allowed.
+            ValueError: when a name or endpoint is malformed or not allowed, or ``max_in_flight`` is not positive.
             BadFile: when the list of members cannot be read.
             MeshError: when the own endpoint cannot be listened on.
         """
+        _check(max_in_flight)
         settings = ZenohSettings(
             mesh=mesh,
             listen=(listen,),
@@ -107,7 +118,7 @@ class Mesh:
             routers=frozenset() if members is None else read_routers(members),
             multicast=multicast,
         )
-        return cls(ZenohTransport(settings, name=None, fingerprint=None))
+        return cls(ZenohTransport(settings, name=None, fingerprint=None), max_in_flight=max_in_flight)
 
     async def __aenter__(self) -> Self:
         self._loop = loop = asyncio.get_running_loop()
@@ -159,21 +170,28 @@ class Mesh:
 
         Raises:
             ValueError: when an argument is out of range.
+            MeshBusy: when ``max_in_flight`` requests wait already, or every node asked is busy.
             MeshError: when nobody answers, or the request is refused; the message says why.
         """
+        if self._in_flight >= self._max_in_flight:
+            raise MeshBusy(f"busy: {self._in_flight} requests of this client wait for an answer already")
         request = infer_request(images, deadline_s=deadline_s, k=k, identity=identity, trace=trace)
         if node is not None and node not in self._known:
             raise MeshError(f"node {node} is not in the mesh; alive: {', '.join(self.nodes()) or 'none'}")
         until_s = time.monotonic() + deadline_s
         if not self._known:
             await self.wait_for(timeout_s=deadline_s)
-        return await self._ask_until(request, until_s, node)
+        self._in_flight += 1
+        try:
+            return await self._ask_until(request, until_s, node)
+        finally:
+            self._in_flight -= 1
 
     async def _ask_until(self, request: InferRequest, until_s: float, node: str | None) -> InferReply:
         """Ask one node after another, or beside another, until one answers or the time is over."""
         tried: set[str] = set()
-        waiting: dict[asyncio.Task[InferReply | str], str] = {}
-        said = "nobody is there"
+        waiting: dict[asyncio.Task[InferReply | MeshError], str] = {}
+        said = MeshError("nobody is there")
         try:
             while True:
                 name = self._pick(tried, node)
@@ -181,7 +199,7 @@ class Mesh:
                     tried.add(name)
                     waiting[asyncio.create_task(self._ask(name, request, until_s))] = name
                 if not waiting:
-                    raise MeshError(said)
+                    raise said
                 patience_s = self._patience_s(waiting.values(), until_s) if self._pick(tried, node) else None
                 done, _ = await asyncio.wait(waiting, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
@@ -208,15 +226,15 @@ class Mesh:
         known = [percentile.value for percentile in usual if percentile.count >= MIN_SAMPLES]
         return min([HEDGE_SHARE * left_s, *(HEDGE_TIMES * value for value in known)])
 
-    async def _ask(self, name: str, request: InferRequest, until_s: float) -> InferReply | str:
-        """Ask one node; return its reply, or in words why another is to be asked.
+    async def _ask(self, name: str, request: InferRequest, until_s: float) -> InferReply | MeshError:
+        """Ask one node; return its reply, or why another is to be asked.
 
         Raises:
             MeshError: when asking another would not help.
         """
         left_s = until_s - time.monotonic()
         if left_s <= 0:
-            return f"no answer within {request.deadline_s:g} s"
+            return MeshError(f"no answer within {request.deadline_s:g} s")
         known = self._known.get(name)
         began_s = time.monotonic()
         if known is not None:
@@ -236,19 +254,20 @@ class Mesh:
             known.failed += 1
         return answer
 
-    def _read(self, name: str, reply: bytes | Silence, deadline_s: float) -> InferReply | str:
+    def _read(self, name: str, reply: bytes | Silence, deadline_s: float) -> InferReply | MeshError:
         if isinstance(reply, Silence):
-            return f"node {name}: {'no answer within ' + format(deadline_s, 'g') + ' s' if reply is Silence.TIMEOUT else reply.value}"
+            return MeshError(f"node {name}: {f'no answer within {deadline_s:g} s' if reply is Silence.TIMEOUT else reply.value}")
         try:
             message = decode_as(reply, InferReply)
         except MessageError as error:
-            return f"node {name} sent a reply that cannot be read: {error}"
+            return MeshError(f"node {name} sent a reply that cannot be read: {error}")
         if isinstance(message, InferReply):
             return message
         said = f"node {name} refused ({message.code.value}): {message.reason}"
+        refused = MeshBusy(said) if message.code is RefusalCode.BUSY else MeshError(said)
         if message.code in AGAIN:
-            return said
-        raise MeshError(said)
+            return refused
+        raise refused
 
     async def status(self, node: str, *, timeout_s: float = 1.0) -> NodeView:
         """Ask a node for its view.
@@ -285,6 +304,11 @@ class Mesh:
             self._known.setdefault(name, _Known(Percentile(0.5), Percentile(0.95)))
         else:
             self._known.pop(name, None)
+
+
+def _check(max_in_flight: int) -> None:
+    if max_in_flight < 1:
+        raise ValueError(f"max_in_flight must be at least 1, got {max_in_flight}")
 
 
 def _settle(future: "asyncio.Future[bytes | Silence]", reply: bytes | Silence) -> None:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from nmoe.core.bundle import read_card
-from nmoe.core.errors import MeshError, NmoeError
+from nmoe.core.errors import MeshBusy, MeshError, NmoeError
 from nmoe.node import Mesh, MeshProcesses, NodeView, free_ports
 from nmoe.recipes.serve import bundle_folders
 
@@ -219,8 +219,11 @@ async def _ask(client: Mesh, image: Tensor, counts: dict[str, int], latencies: l
     names = client.nodes()
     try:
         await client.infer(image, deadline_s=DEADLINE_S, node=names[int(began_s * 1e6) % len(names)])
-    except MeshError as error:
-        counts["busy" if "busy" in str(error) else "failed"] += 1
+    except MeshBusy:
+        counts["busy"] += 1
+        return
+    except MeshError:
+        counts["failed"] += 1
         return
     counts["answered"] += 1
     latencies.append(time.perf_counter() - began_s)

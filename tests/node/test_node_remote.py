@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nmoe.core.errors import MeshError
+from nmoe.core.errors import MeshBusy, MeshError
 from nmoe.core.seeds import torch_generator
 from nmoe.moe.expert import Expert
 from nmoe.moe.layer import LocalExperts
@@ -279,7 +279,7 @@ def test_the_async_client_answers_and_fails_over(mesh: Any, images: Tensor, serv
             hub.busy("node-0")
             hub.kill("node-1")
             await asyncio.gather(*(client.infer(images[:2], deadline_s=2) for _ in range(40)))
-            with pytest.raises(MeshError, match=r"node node-0 refused \(busy\)"):
+            with pytest.raises(MeshBusy, match=r"node node-0 refused \(busy\)"):
                 await client.infer(images, deadline_s=1, node="node-0")
             with pytest.raises(MeshError, match="node node-1 is not in the mesh; alive: node-0, node-2, node-3"):
                 await client.infer(images, deadline_s=1, node="node-1")
@@ -295,6 +295,22 @@ def test_the_async_client_answers_and_fails_over(mesh: Any, images: Tensor, serv
 
     with serve(mesh, lease_s=None) as (hub, _, runners):
         asyncio.run(main(hub, runners))
+
+
+def test_the_async_client_takes_on_so_many_requests_and_tells_the_rest_at_once(mesh: Any, images: Tensor, serve: Any) -> None:
+    async def main(hub: MemoryHub) -> None:
+        async with Mesh(hub.transport("async"), max_in_flight=4) as client:
+            await client.wait_for(4)
+            for _ in range(2):  # places are free again afterwards
+                told = await asyncio.gather(*(client.infer(images[:2], deadline_s=2) for _ in range(40)), return_exceptions=True)
+                assert [isinstance(one, MeshBusy) for one in told] == [False] * 4 + [True] * 36
+                assert str(told[4]) == "busy: 4 requests of this client wait for an answer already"
+                assert not any(isinstance(one, BaseException) for one in told[:4])
+
+    with serve(mesh, lease_s=None) as (hub, _, _):
+        asyncio.run(main(hub))
+    with MemoryHub() as hub, pytest.raises(ValueError, match="max_in_flight must be at least 1, got 0"):
+        Mesh(hub.transport("async"), max_in_flight=0)
 
 
 def test_the_async_client_says_when_nobody_is_there(images: Tensor) -> None:
