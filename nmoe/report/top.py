@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -24,23 +23,23 @@ def mesh_tables(views: Sequence[NodeView], silent: Sequence[str]) -> RenderableT
 
 
 def _nodes(views: Sequence[NodeView], silent: Sequence[str]) -> Table:
-    table = Table(title=Text(f"mesh {views[0].mesh if views else ''}: {len(views)} nodes"), title_justify="left", expand=False)
+    table = Table(title=_plain(f"mesh {views[0].mesh if views else ''}: {len(views)} nodes"), title_justify="left", expand=False)
     for heading in ("node", "state", "req/s", "p50", "p99", "answered", "degraded", "refused", "served rows", "queue", "bytes out"):
         table.add_column(heading, justify="left" if heading in ("node", "state") else "right")
     for view in sorted(views, key=lambda one: one.node):
         state = Text("draining", "yellow") if view.draining else Text("ready", "green") if view.ready else Text("starting", "yellow")
         numbers = (view.answered, view.degraded, sum(view.refused.values()), view.rows_served, view.queue_rows)
         table.add_row(
-            Text(view.node),
+            _plain(view.node),
             state,
             f"{view.requests_per_s:.1f}",
             milliseconds(view.p50_s),
             milliseconds(view.p99_s),
             *(f"{number:,}" for number in numbers),
-            escape(" ".join(f"{form} {size(count)}" for form, count in sorted(view.bytes_out.items())) or "none"),
+            _plain(" ".join(f"{form} {size(count)}" for form, count in sorted(view.bytes_out.items())) or "none"),
         )
     for name in sorted(silent):
-        table.add_row(Text(name), Text("silent", "red"), *[""] * 9)
+        table.add_row(_plain(name), Text("silent", "red"), *[""] * 9)
     return table
 
 
@@ -51,13 +50,13 @@ def _links(views: Sequence[NodeView]) -> Table:
     pairs = [(view, link) for view in sorted(views, key=lambda one: one.node) for link in view.links]
     pairs.sort(key=lambda pair: pair[1].state == "up")  # what is wrong comes first
     for view, link in pairs[:MAX_LINKS]:
-        table.add_row(Text(view.node), Text(link.peer), Text(link.state, _COLOURS.get(link.state, "")), *_numbers(view, link))
+        table.add_row(_plain(view.node), _plain(link.peer), _plain(link.state, _COLOURS.get(link.state, "")), *_numbers(view, link))
     if len(pairs) > MAX_LINKS:
         table.caption = f"{len(pairs) - MAX_LINKS} more links, all of them up or less wrong"
     return table
 
 
-def _numbers(view: NodeView, link: LinkView) -> list[str]:
+def _numbers(view: NodeView, link: LinkView) -> list[str | Text]:
     asked = sum(other.rows for other in view.links)
     return [
         milliseconds(link.rtt_s),
@@ -69,7 +68,7 @@ def _numbers(view: NodeView, link: LinkView) -> list[str]:
         f"{link.asked:,}",
         f"{sum(link.failed.values()):,}",
         f"{link.hedged:,}",
-        escape(link.format),
+        _plain(link.format),
     ]
 
 
@@ -79,8 +78,13 @@ def _refusals(views: Sequence[NodeView]) -> RenderableType:
         table.add_column(heading, justify="right" if heading == "times" else "left")
     for view in sorted(views, key=lambda one: one.node):
         for refusal in view.refusals:
-            table.add_row(Text(view.node), Text(refusal.who), Text(refusal.reason), str(refusal.count))
+            table.add_row(_plain(view.node), _plain(refusal.who), _plain(refusal.reason), str(refusal.count))
     return table if table.row_count else Text()
+
+
+def _plain(words: str, style: str = "") -> Text:
+    """Return what another node said as text that cannot move the cursor or colour the screen."""
+    return Text("".join(letter if letter.isprintable() else "?" for letter in words), style)
 
 
 def milliseconds(seconds: float | None) -> str:

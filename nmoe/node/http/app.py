@@ -28,16 +28,19 @@ _NAMED = {
 }
 
 
-def create_app(service: NodeService, *, max_body_bytes: int, body_timeout_s: float) -> ASGIApp:
+def create_app(service: NodeService, *, max_body_bytes: int, max_held_bytes: int, body_timeout_s: float) -> ASGIApp:
     """Return the application in front of a node.
 
     Args:
         service: the node.
         max_body_bytes: larger requests are told 413.
+        max_held_bytes: of all bodies in progress; what comes beyond is told 503.
         body_timeout_s: how long a body may take to arrive.
     """
     metrics = Metrics(service)
-    api = Api(service, intake=Intake(max_body_bytes=max_body_bytes, timeout_s=body_timeout_s), metrics=metrics)
+    api = Api(
+        service, intake=Intake(max_body_bytes=max_body_bytes, timeout_s=body_timeout_s, max_held_bytes=max_held_bytes), metrics=metrics
+    )
     app = FastAPI(title="nmoe", version=nmoe.__version__, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     _add_protocol(app, api)
     _add_more(app, api)

@@ -14,6 +14,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from nmoe.core.errors import MeshError
 from nmoe.node.http.app import create_app
+from nmoe.node.http.intake import MAX_HELD_BYTES
 from nmoe.node.service import NodeService
 
 BACKLOG = 2048
@@ -30,6 +31,7 @@ class HttpServer:
         service: the node.
         host, port: where to listen; port 0 for any free one.
         max_body_bytes: larger requests are told 413.
+        max_held_bytes: of all bodies in progress; what comes beyond is told 503.
         drain_s: how long requests in progress may take after ``stop``.
         body_timeout_s: how long a request's body may take to arrive.
     """
@@ -41,6 +43,7 @@ class HttpServer:
         port: int,
         *,
         max_body_bytes: int = 64 << 20,
+        max_held_bytes: int = MAX_HELD_BYTES,
         drain_s: float = 5.0,
         body_timeout_s: float = 30.0,
         header_timeout_s: float = HEADER_S,
@@ -51,7 +54,7 @@ class HttpServer:
         self._socket: socket.socket | None = None
         self._thread: threading.Thread | None = None
         config = uvicorn.Config(
-            create_app(service, max_body_bytes=max_body_bytes, body_timeout_s=body_timeout_s),
+            create_app(service, max_body_bytes=max_body_bytes, max_held_bytes=max_held_bytes, body_timeout_s=body_timeout_s),
             http=HttpToolsProtocol,
             ws="none",
             lifespan="off",

@@ -66,8 +66,16 @@ def test_loading_may_fail_and_is_not_for_pages_of_other_sites(ask, service):
     service.reload_reason = "the extractor's fingerprint is not the card's"
     answer = ask("POST", "/v2/repository/models/nmoe/load")
     assert (answer.status, answer.json) == (409, {"error": service.reload_reason})
-    assert ask("POST", "/v2/repository/models/nmoe/load", headers={"sec-fetch-site": "cross-site"}).status == 403
+    foreign = [{"sec-fetch-site": "cross-site"}, {"sec-fetch-site": "same-site"}, {"origin": "http://192.0.2.7"}, {"origin": "null"}]
+    for path, body in (("/v2/repository/models/nmoe/load", None), ("/v2/models/nmoe/feedback", {"id": "one", "labels": [4]})):
+        for headers in foreign:
+            told = ask("POST", path, body, headers=headers)
+            assert (told.status, told.json) == (403, {"error": "requests from pages of other sites are not wanted"})
     assert service.reloads == 1
+    own = f"{ask.connection.host}:{ask.connection.port}"
+    for headers in ({"sec-fetch-site": "same-origin"}, {"sec-fetch-site": "none"}, {"origin": f"http://{own}"}):
+        assert ask("POST", "/v2/repository/models/nmoe/load", headers=headers).status == 409
+    assert service.reloads == 4
 
 
 def test_feedback(ask, service, infer_request):

@@ -68,6 +68,25 @@ def test_too_large_a_body_by_its_announcement_and_as_it_comes(serve, service, co
     assert connect(server)("POST", INFER, infer_request(PIXELS)).status == 200
 
 
+def test_bodies_that_together_are_too_many_bytes_are_told_busy(serve, service, connect, infer_request):
+    server = serve(service, max_held_bytes=3000)
+    with dial(server) as slow:  # 2,000 bytes have come and are held until the rest does
+        header = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 2500\r\n\r\n"
+        slow.sendall(header.encode() + b" " * 2000)
+        client = connect(server)
+        padded = json.dumps(infer_request(PIXELS)).encode().ljust(1500)
+        told = client("POST", INFER, padded, {"content-type": "application/json"})
+        assert (told.status, told.headers["retry-after"]) == (503, "1")
+        assert told.json["error"].startswith("busy: the bodies of other requests")
+        assert client("POST", INFER, infer_request(PIXELS)).status == 200, "a small one still has room"
+    for _ in range(100):  # the slow one went away, and its bytes are free
+        if client("POST", INFER, padded, {"content-type": "application/json"}).status == 200:
+            break
+        time.sleep(0.01)
+    else:
+        pytest.fail("bytes of a client that went away are still counted")
+
+
 def test_a_body_that_does_not_come_is_given_up(serve, service):
     server = serve(service, body_timeout_s=0.3)
     with dial(server) as slow:
