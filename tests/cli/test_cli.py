@@ -155,6 +155,19 @@ def test_every_command_of_the_mesh_has_help(command: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("node", "Bundle folders to serve."),
+        ("mesh run", "Run folder with bundles."),
+        ("bench node", "Run folder with bundles of at least three"),
+        ("keys issue", "Folder of the authority."),
+    ],
+)
+def test_help_says_what_arguments_are(command: str, said: str) -> None:
+    assert said in nmoe(*command.split(), "--help").stdout
+
+
+@pytest.mark.parametrize(
     ("words", "said"),
     [
         ("node BUNDLE --format float64", "format must be auto"),
