@@ -31,6 +31,16 @@ Participation = Annotated[float, typer.Option(help="Share of nodes in a FedSC ro
 Widen = Annotated[int, typer.Option(help="Width factor of the Fixup-ResNet-20 that colour images get.")]
 DpEpsilon = Annotated[float | None, typer.Option(help="Privacy of FedSC's shared matrices over the whole run; none if not given.")]
 DpDelta = Annotated[float, typer.Option(help="The delta that goes with it.")]
+Channel = Annotated[
+    str | None,
+    typer.Option(help="Radio links to neighbours, simulated; perfect ones if not given. K is a ratio.", metavar="awgn|rayleigh|rician:K"),
+]
+Snr = Annotated[str | None, typer.Option(help="Range of the links' mean SNRs in dB; -10:20 if not given.", metavar="LOW:HIGH")]
+TransmissionName = Annotated[
+    str, typer.Option(help="How features cross a link; digital is uncoded QPSK, 8 bits a number.", metavar="analog|digital|digital:BITS")
+]
+ChannelGate = Annotated[str, typer.Option(help="Form of the channel-aware gate.", metavar="additive|joint")]
+CollapseWeight = Annotated[float, typer.Option(help="Weight of the penalty on gating collapse over noisy links.")]
 Seed = Annotated[int, typer.Option(help="Seed of every draw.")]
 Engine = Annotated[str, typer.Option(help="In this process, or Flower's Ray simulation.", metavar="local|ray")]
 Out = Annotated[Path | None, typer.Option(help="Run folder.", metavar="DIR")]
@@ -62,6 +72,11 @@ def demo(
     widen: Widen = 2,
     dp_epsilon: DpEpsilon = None,
     dp_delta: DpDelta = 1e-5,
+    channel: Channel = None,
+    snr: Snr = None,
+    transmission: TransmissionName = "analog",
+    channel_gate: ChannelGate = "additive",
+    collapse_weight: CollapseWeight = 0.01,
     seed: Seed = 0,
     engine: Engine = "local",
     out: Out = None,
@@ -93,6 +108,11 @@ def train(
     widen: Widen = 2,
     dp_epsilon: DpEpsilon = None,
     dp_delta: DpDelta = 1e-5,
+    channel: Channel = None,
+    snr: Snr = None,
+    transmission: TransmissionName = "analog",
+    channel_gate: ChannelGate = "additive",
+    collapse_weight: CollapseWeight = 0.01,
     seed: Seed = 0,
     engine: Engine = "local",
     out: Out = None,
@@ -129,7 +149,7 @@ def _run_recipe(name: str, context: typer.Context, given: dict[str, object]) -> 
                 words["data"] = str(Path(str(words["data"])).absolute())
             options = TrainOptions(**words)  # type: ignore[arg-type]  # the parameters above are its fields
             begin = demo if name == "demo" else train
-            results = begin(options, folder, progress, force=bool(force), command=_command_line())
+            results = begin(options, folder, progress, force=bool(force), command=command_line())
     console = Console()
     console.print(results_table(results))
     console.print(f"run folder {folder}, report {folder / 'report.html'}", highlight=False, soft_wrap=True)
@@ -143,6 +163,6 @@ def _refuse_other_options(context: typer.Context) -> None:
             raise ValueError(f"--resume reads its options from the run folder, got --{name.replace('_', '-')} beside it")
 
 
-def _command_line() -> str:
+def command_line() -> str:
     """Return what the user typed, for config.json."""
     return shlex.join(["nmoe", *sys.argv[1:]])

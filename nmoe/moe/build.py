@@ -11,17 +11,28 @@ from torch import Tensor, nn
 
 from nmoe.core.bundle import Bundle, ModelSpec
 from nmoe.core.errors import BundleError
-from nmoe.moe.expert import Expert, LinearHead
-from nmoe.moe.extractor import ConvExtractor, Extractor, FixupResNet
-from nmoe.moe.gate import TopKGate
+from nmoe.moe.channel_gate import ChannelAwareGate, SnrGate
+from nmoe.moe.expert import Expert, LinearHead, MlpExpert
+from nmoe.moe.extractor import ConvExtractor, Extractor
+from nmoe.moe.fixup import FixupResNet, FixupTail
+from nmoe.moe.gate import Gate, TopKGate
 from nmoe.moe.layer import Mix
+from nmoe.moe.lenet import LeNet, LeNetTail
+from nmoe.moe.vit import VisionTransformer, VisionTransformerTail
 
 KINDS: dict[str, type[nn.Module]] = {
     "conv": ConvExtractor,
+    "lenet": LeNet,
     "fixup_resnet": FixupResNet,
-    "mlp": Expert,
+    "vit": VisionTransformer,
+    "mlp": MlpExpert,
+    "lenet_tail": LeNetTail,
+    "fixup_tail": FixupTail,
+    "vit_tail": VisionTransformerTail,
     "linear": LinearHead,
     "top_k": TopKGate,
+    "channel_aware": ChannelAwareGate,
+    "snr": SnrGate,
 }
 
 
@@ -30,7 +41,7 @@ class NodeModel(NamedTuple):
 
     extractor: Extractor
     expert: Expert
-    gate: TopKGate
+    gate: Gate
     mix: Mix
 
 
@@ -97,11 +108,10 @@ def node_model(bundle: Bundle) -> NodeModel:
         gate = restore(card.gate, tensors["gate"])
     except ValueError as error:
         raise BundleError(f"bundle of {card.node}: {error}") from error
-    if not (isinstance(extractor, Extractor) and isinstance(expert, Expert) and isinstance(gate, TopKGate)):
+    if not (isinstance(extractor, Extractor) and isinstance(expert, Expert) and isinstance(gate, Gate)):
         raise BundleError(f"bundle of {card.node}: its parts are not an extractor, an expert and a gate")
-    if gate.num_experts != len(card.experts) or expert.output.out_features != card.num_classes:
+    if gate.num_experts != len(card.experts) or expert.num_classes != card.num_classes:
         raise BundleError(f"bundle of {card.node}: gate or expert has another number of outputs than the card says")
-    entry = gate.output if gate.trunk is None else gate.trunk
-    if {expert.hidden.in_features, entry.in_features} != {extractor.feature_dim} or extractor.in_channels != card.image_shape[2]:
+    if {expert.feature_dim, gate.feature_dim} != {extractor.feature_dim} or not extractor.takes(card.image_shape):
         raise BundleError(f"bundle of {card.node}: images, extractor, expert and gate do not take what the one before gives")
     return NodeModel(extractor=extractor, expert=expert, gate=gate, mix=Mix(card.mix))

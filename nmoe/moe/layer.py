@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from nmoe.moe.expert import Expert, StackedExperts
+from nmoe.moe.expert import Expert, together
 from nmoe.moe.extractor import Extractor
-from nmoe.moe.gate import Routing, TopKGate
+from nmoe.moe.gate import Gate, Routing
 
 
 class Mix(StrEnum):
@@ -65,23 +65,31 @@ class Mixture(nn.Module):
         mix: what is averaged.
     """
 
-    def __init__(self, *, extractor: Extractor, experts: Sequence[Expert], gate: TopKGate, mix: Mix) -> None:
+    def __init__(self, *, extractor: Extractor, experts: Sequence[Expert], gate: Gate, mix: Mix) -> None:
         super().__init__()
         self.extractor = extractor
-        self.experts = StackedExperts(experts)
+        self.experts = together(experts)
         self.gate = gate
         self.mix = mix
 
-    def forward(self, images: Float[Tensor, "batch channel height width"], *, k: int, mask: Bool[Tensor, " expert"]) -> MixtureOutput:
+    def forward(
+        self,
+        images: Float[Tensor, "batch channel height width"],
+        *,
+        k: int,
+        mask: Bool[Tensor, " expert"],
+        snr_db: Float[Tensor, "batch expert"] | None = None,
+    ) -> MixtureOutput:
         """Answer a batch of images in [0, 1].
 
         Args:
             images: the batch.
             k: experts asked per sample.
             mask: experts that can be reached.
+            snr_db: what the gate is told of the links, in dB, as ``Gate.scores`` takes it; features reach experts unharmed here.
         """
         features = self.extractor(images)
-        routing = self.gate(features, k=k, mask=mask)
+        routing = self.gate(features, k=k, mask=mask, snr_db=snr_db)
         probabilities = combine(pick(self.experts(features), routing), routing.weights, mix=self.mix)
         return MixtureOutput(probabilities=probabilities, routing=routing)
 

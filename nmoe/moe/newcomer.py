@@ -6,7 +6,7 @@ LMS (Nagumo and Noda, IEEE TAC 1967).
 
 | symbol | here | meaning |
 |---|---|---|
-| h | hidden | what the gate's output layer sees: the features, or the trunk's output where there is one |
+| h | hidden | what the gate's columns see: the features, or the trunk's output where there is one |
 | w, b | weight, bias | the newcomer's column; its score is w h + b |
 | g_j | share | the mixture's weight of expert j, a softmax over the experts that answered |
 | r_j | | posterior share of j once the label y is known, g_j p_j(y) / sum_i g_i p_i(y) |
@@ -14,7 +14,8 @@ LMS (Nagumo and Noda, IEEE TAC 1967).
 Column. The gate's weights are a softmax of scores, so a margin in scores is one in log-odds. At the newcomer's class means the wanted score
 is the best known expert's, plus the margin for a class that nobody else claims; at other nodes' means of other classes it is the best known
 expert's less the margin. Ridge regression meets these few points; the penalty is relative to the spread of the others' points, so that a
-newcomer cannot weaken it. Margin 5 and ridge 0.03 are from trials on digits (8 nodes with classes 0-7, newcomer with 8 and 9, k = 2):
+newcomer cannot weaken it. What a gate makes of links (``nmoe.moe.channel_gate``) is the same for newcomers; columns are made as if all were
+perfect. Margin 5 and ridge 0.03 are from trials on digits (8 nodes with classes 0-7, newcomer with 8 and 9, k = 2):
 accuracy on 8 and 9 from 0 to 0.96, on the others from 0.986 to 0.965. A smaller margin is less use, a larger one costs the others more.
 
 Calibration. For mixed probabilities the negative log-likelihood's gradient in a score is g_j - r_j, never more than 1: a label, even a
@@ -35,7 +36,7 @@ from torch.nn import functional
 
 from nmoe.core.bundle import PROTOTYPES, Bundle, unsound_prototypes
 from nmoe.core.errors import BundleError
-from nmoe.moe.gate import TopKGate
+from nmoe.moe.gate import Gate, check_snr
 from nmoe.moe.layer import Mix
 
 
@@ -91,14 +92,9 @@ class Column(NamedTuple):
     bias: Float[Tensor, ""]
 
 
-def hidden_of(gate: TopKGate, features: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch hidden"]:
-    """Return what the gate's output layer sees."""
-    return features if gate.trunk is None else functional.relu(gate.trunk(features))
-
-
 @torch.no_grad()
-def gate_column(gate: TopKGate, own: Prototypes, others: Sequence[Prototypes], *, ridge: float = 0.03, margin: float = 5.0) -> Column:
-    """Make the column of a newcomer from class means alone.
+def gate_column(gate: Gate, own: Prototypes, others: Sequence[Prototypes], *, ridge: float = 0.03, margin: float = 5.0) -> Column:
+    """Make the column of a newcomer from class means alone; an empty one for a gate that does not look at features.
 
     Args:
         gate: the gate it joins.
@@ -112,13 +108,15 @@ def gate_column(gate: TopKGate, own: Prototypes, others: Sequence[Prototypes], *
     """
     if not ridge > 0 or not len(own.classes):
         raise ValueError(f"ridge above 0 and a class are wanted, got ridge {ridge} and {len(own.classes)} classes")
+    if not gate.columns.shape[1]:  # it tells no expert from another by features
+        return Column(weight=torch.zeros(0), bias=torch.zeros(()))
     classes = torch.cat([other.classes for other in others]) if others else own.classes[:0]
     points = torch.cat([own.means, *(other.means for other in others)])  # [point, dim]
     unclaimed = ~torch.isin(own.classes, classes)
     shared = torch.isin(classes, own.classes)
     lift = torch.cat([margin * unclaimed, -margin * ~shared])  # [point]
     targets = (gate.scores(points).amax(dim=1) + lift).double()
-    hidden = hidden_of(gate, points).double()
+    hidden = gate.hidden(points).double()
     known = hidden[len(own.classes) :] if others else hidden
     spread = (known - known.mean(dim=0)).square().sum(dim=1).mean()
     middle = hidden.mean(dim=0)
@@ -145,11 +143,11 @@ class ExtendedGate:
         offsets: what calibration adds to each expert's score, [known + new].
     """
 
-    def __init__(self, gate: TopKGate) -> None:
+    def __init__(self, gate: Gate) -> None:
         self.gate = gate
         self.names: list[str] = []
         self.start: dict[str, Column] = {}
-        self.weights = torch.zeros(0, gate.output.in_features)
+        self.weights = torch.zeros(0, gate.columns.shape[1])
         self.offsets = torch.zeros(gate.num_experts)
 
     @property
@@ -191,11 +189,25 @@ class ExtendedGate:
         place += self.gate.num_experts
         self.offsets = torch.cat([self.offsets[:place], self.offsets[place + 1 :]])
 
-    def scores(self, features: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch expert"]:
-        """Score every expert, known and new, without noise; ``route`` takes it from there."""
+    def scores(
+        self, features: Float[Tensor, "batch dim"], *, snr_db: Float[Tensor, "batch expert"] | None = None
+    ) -> Float[Tensor, "batch expert"]:
+        """Score every expert, known and new, without noise; ``route`` takes it from there.
+
+        Args:
+            features: output of the extractor.
+            snr_db: of the links to all of them, newcomers last, as ``Gate.scores`` takes it.
+
+        Raises:
+            ValueError: when there is not one SNR per sample and expert.
+        """
         biases = torch.stack([self.start[name].bias for name in self.names]) if self.names else self.offsets[:0]
-        new = hidden_of(self.gate, features) @ self.weights.T + biases  # [batch, new]
-        return torch.cat([self.gate.scores(features), new], dim=1) + self.offsets
+        new = self.gate.hidden(features) @ self.weights.T + biases  # [batch, new]
+        scores = torch.cat([self.gate.scores(features), new], dim=1) + self.offsets
+        if snr_db is None:
+            return scores
+        check_snr(snr_db, batch=len(features), num_experts=self.num_experts)
+        return scores + self.gate.link_scores(features, snr_db)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,6 +240,8 @@ class Calibration:
         experts: Int[Tensor, "n k"],
         logits: Float[Tensor, "n k class"],
         labels: Int[Tensor, " n"],
+        *,
+        snr_db: Float[Tensor, "n expert"] | None = None,
     ) -> None:
         """Take one gradient step on labelled samples, in place.
 
@@ -238,14 +252,15 @@ class Calibration:
                 sake is learned about too.
             logits: their answers.
             labels: true classes, or what a caller says they are.
+            snr_db: of the links when they were routed, as ``ExtendedGate.scores`` takes it.
 
         Raises:
             ValueError: when shapes do not fit, numbers are out of range, a sample has no answer, or something is not finite.
         """
         _check_feedback(gate, features, experts, logits, labels)
         slopes = gate.offsets.new_zeros(len(labels), gate.num_experts)
-        slopes.scatter_add_(1, experts.clamp_min(0), self.slopes(gate.scores(features), experts, logits, labels))
-        hidden, known = hidden_of(gate.gate, features), gate.gate.num_experts
+        slopes.scatter_add_(1, experts.clamp_min(0), self.slopes(gate.scores(features, snr_db=snr_db), experts, logits, labels))
+        hidden, known = gate.gate.hidden(features), gate.gate.num_experts
         lengths = 1 + hidden.square().sum(dim=1, keepdim=True)  # [n, 1], as in normalised LMS
         turn = -self.rate * (slopes[:, known:] / lengths).T @ hidden  # [new, hidden]
         shift = -self.offset_rate * slopes.sum(dim=0)  # [expert]
@@ -257,7 +272,7 @@ class Calibration:
         if gate.names:
             start = torch.stack([gate.start[name].weight for name in gate.names])
             drift = gate.weights + scale * turn - start
-            usual = gate.gate.output.weight.norm(dim=1).mean()
+            usual = gate.gate.columns.norm(dim=1).mean()
             limit = self.max_drift * start.norm(dim=1, keepdim=True).clamp_min(usual)
             gate.weights = start + drift * (limit / drift.norm(dim=1, keepdim=True).clamp_min(1e-12)).clamp_max(1)
 
@@ -284,8 +299,7 @@ class Calibration:
 
 
 def _check_feedback(gate: ExtendedGate, features: Tensor, experts: Tensor, logits: Tensor, labels: Tensor) -> None:
-    trunk = gate.gate.trunk
-    dim = gate.weights.shape[1] if trunk is None else trunk.in_features
+    dim = gate.gate.feature_dim
     shapes = [list(tensor.shape) for tensor in (features, experts, logits, labels)]
     n, k, classes = len(labels), experts.shape[-1], logits.shape[-1]
     if shapes != [[n, dim], [n, k], [n, k, classes], [n]]:

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-WRITTEN = ("config.json", "metrics.jsonl", "results.json", "serving.json", "report.html", "bundles", "checkpoint", "figures")
+WRITTEN = ("config.json", "metrics.jsonl", "results.json", "results.md", "serving.json", "report.html", "bundles", "checkpoint", "figures")
 
 
 def claim(folder: Path, *, force: bool) -> None:

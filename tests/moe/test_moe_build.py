@@ -1,6 +1,7 @@
 """From specs and bundles to modules: a contract for every kind, and what is refused."""
 
 import inspect
+import math
 import shutil
 from pathlib import Path
 
@@ -11,16 +12,22 @@ from torch import nn
 import nmoe.moe
 from nmoe.core.bundle import ModelSpec, Provenance, read_bundle, write_bundle
 from nmoe.core.errors import BundleError
-from nmoe.moe import Extractor, Mix, TopKGate, build, fresh_extractor, node_model, restore
+from nmoe.moe import Expert, Extractor, Gate, Mix, build, fresh_extractor, node_model, restore, split
 from nmoe.moe.build import KINDS
-from nmoe.moe.expert import Expert
 
 ARGUMENTS = {
     "conv": {"in_channels": 1, "feature_dim": 8},
+    "lenet": {"in_channels": 1, "image_size": 12, "cut": "pool2"},
     "fixup_resnet": {"in_channels": 1, "widen": 1},
+    "vit": {"in_channels": 1, "image_size": 8, "patch_size": 4, "width": 4, "depth": 2, "heads": 2, "cut": 1},
     "mlp": {"feature_dim": 8, "hidden_dim": 4, "num_classes": 10},
+    "lenet_tail": {"image_size": 12, "cut": "pool2", "num_classes": 10},
+    "fixup_tail": {"widen": 1, "image_size": 2, "cut": "stage2", "num_classes": 10},
+    "vit_tail": {"image_size": 8, "patch_size": 4, "width": 4, "depth": 2, "heads": 2, "cut": 1, "num_classes": 10},
     "linear": {"feature_dim": 8, "num_classes": 10},
     "top_k": {"feature_dim": 8, "num_experts": 3, "trunk_dim": 5, "noisy": True},
+    "channel_aware": {"feature_dim": 8, "num_experts": 3, "trunk_dim": 5, "hidden_dim": 4, "joint": True},
+    "snr": {"hidden_dim": 4, "feature_dim": 8, "num_experts": 3},
 }
 SPECS = {kind: ModelSpec(kind=kind, arguments=arguments) for kind, arguments in ARGUMENTS.items()}
 each_kind = pytest.mark.parametrize("kind", sorted(KINDS))
@@ -33,7 +40,11 @@ def generator(seed: int = 0) -> torch.Generator:
 def test_every_final_module_that_the_family_exports_can_be_built_from_disk():
     """But for those that are made of others."""
     exported = {value for value in vars(nmoe.moe).values() if inspect.isclass(value) and issubclass(value, nn.Module)}
-    final = {kind for kind in exported if not inspect.isabstract(kind)} - {nmoe.moe.StackedExperts, nmoe.moe.Mixture}
+    final = {kind for kind in exported if not inspect.isabstract(kind)} - {
+        nmoe.moe.StackedExperts,
+        nmoe.moe.SeparateExperts,
+        nmoe.moe.Mixture,
+    }
     assert final == set(KINDS.values())
     assert len(set(KINDS.values())) == len(KINDS)
     assert set(KINDS) == set(ARGUMENTS), "a new kind needs arguments here, so that the contract below covers it"
@@ -61,8 +72,14 @@ def test_restore_rebuilds_the_module_frozen(kind):
     assert not rebuilt.training
     assert not any(parameter.requires_grad for parameter in rebuilt.parameters())
     assert all(torch.equal(rebuilt.state_dict()[name], tensor) for name, tensor in module.state_dict().items())
-    inputs = torch.rand(2, 1, 8, 8, generator=generator()) if isinstance(module, Extractor) else torch.randn(2, 8, generator=generator())
-    call = {"k": 2, "mask": torch.ones(3, dtype=torch.bool)} if isinstance(module, TopKGate) else {}
+    size = ARGUMENTS[kind].get("image_size", 8)
+    dim = module.feature_dim if isinstance(module, Expert) else 8
+    inputs = (
+        torch.rand(2, 1, size, size, generator=generator()) if isinstance(module, Extractor) else torch.randn(2, dim, generator=generator())
+    )
+    call = {}
+    if isinstance(module, Gate):
+        call = {"k": 2, "mask": torch.ones(3, dtype=torch.bool), "snr_db": 20 * torch.randn(2, 3, generator=generator())}
     one, other = module(inputs, **call), rebuilt(inputs, **call)
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
@@ -110,7 +127,7 @@ def test_negative_sizes_are_refused(kind):
 
 
 def test_unknown_kind_is_refused():
-    with pytest.raises(ValueError, match="must be one of conv, fixup_resnet, mlp, linear, top_k, got 'transformer'"):
+    with pytest.raises(ValueError, match=f"must be one of {', '.join(KINDS)}, got 'transformer'"):
         build(ModelSpec(kind="transformer", arguments={}), generator=generator())
 
 
@@ -157,7 +174,39 @@ def spec(kind: str, **changes: int) -> ModelSpec:
     return ModelSpec(kind=kind, arguments=ARGUMENTS[kind] | changes)
 
 
+def cut_in_two(name: str, cut: int | str, **sizes: int) -> dict[str, ModelSpec]:
+    extractor, expert = split(name, cut, in_channels=1, image_size=12, num_classes=10, sizes=sizes)
+    dim = build(expert, generator=generator()).feature_dim
+    return {"extractor": extractor, "expert": expert, "gate": spec("channel_aware", feature_dim=dim)}
+
+
+SOUND_BUNDLES = {
+    "gate-of-features-and-links": {"gate": SPECS["channel_aware"]},
+    "gate-of-links": {"gate": SPECS["snr"]},
+    "lenet": cut_in_two("lenet", "pool1"),
+    "fixup": cut_in_two("fixup_resnet", "stage2", widen=1),
+    "vit": cut_in_two("vit", "cls", patch_size=4, width=8, depth=2, heads=2),
+}
+
+
+@pytest.mark.parametrize("parts", SOUND_BUNDLES.values(), ids=SOUND_BUNDLES.keys())
+def test_any_gate_and_any_backbone_comes_back_from_disk(tmp_path, parts):
+    folder = write(tmp_path / "node-0", image_shape=(12, 12, 1), **parts)
+    model = node_model(read_bundle(folder))
+    fresh = {part: build(one, generator=generator()) for part, one in parts.items()}
+    images, snr_db = torch.rand(3, 1, 12, 12, generator=generator()), torch.tensor([[math.inf, 3.0, math.nan]]).expand(3, -1)
+    features = model.extractor(images)
+    assert all(
+        torch.equal(getattr(model, part).state_dict()[name], tensor) for part in fresh for name, tensor in fresh[part].state_dict().items()
+    )
+    assert model.expert(features).shape == (3, 10)
+    assert model.gate(features, k=2, mask=torch.tensor([True, True, False]), snr_db=snr_db).experts.max() <= 1
+
+
 WRONG_BUNDLES = {
+    "images-of-another-size": {**cut_in_two("lenet", "pool2"), "image_shape": (28, 28, 1)},
+    "images-that-are-not-square": {**cut_in_two("lenet", "pool2"), "image_shape": (12, 28, 1)},
+    "tail-of-another-cut": {**cut_in_two("lenet", "pool2"), "expert": cut_in_two("lenet", "pool1")["expert"], "image_shape": (12, 12, 1)},
     "extractor-is-an-expert": {"extractor": SPECS["mlp"]},
     "expert-is-a-linear-head": {"expert": SPECS["linear"]},
     "expert-is-a-gate": {"expert": SPECS["top_k"]},

@@ -9,7 +9,7 @@ from torch import nn
 
 from nmoe.learn import ProjectionHead
 from nmoe.moe import CONSTANTS, ConvExtractor, FixupResNet
-from nmoe.moe.extractor import FixupBlock
+from nmoe.moe.fixup import FixupBlock
 
 
 def generator(seed: int = 0) -> torch.Generator:

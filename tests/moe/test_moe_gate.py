@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from nmoe.moe import Routing, TopKGate, all_uniform, importance_cv2, oracle, random_uniform, route
+from nmoe.moe import Routing, TopKGate, all_uniform, oracle, random_uniform, route
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -171,31 +171,12 @@ def test_oracle_is_the_reachable_expert_surest_of_the_truth():
         assert truth[int(routing.experts[row, 0])] == pytest.approx(max(truth), abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("weights", "wanted"),
-    [
-        ([[0.5, 0.5], [0.5, 0.5]], 0.0),
-        ([[1.0, 0.0], [0.0, 1.0]], 0.0),
-        ([[1.0, 0.0], [1.0, 0.0]], 1.0),  # all on one of n experts: n - 1
-        ([[1.0, 0.0, 0.0, 0.0]], 3.0),
-        ([[3.0, 1.0]], 0.25),  # mean 2, variance 1
-    ],
-)
-def test_importance_cv2_closed_form(weights, wanted):
-    assert float(importance_cv2(torch.tensor(weights))) == pytest.approx(wanted)
-
-
-@given(st.lists(st.lists(st.floats(0.01, 1), min_size=3, max_size=3), min_size=1, max_size=5), st.floats(0.1, 10))
-def test_importance_cv2_laws(rows, factor):
-    weights = torch.tensor(rows, dtype=torch.float64)
-    value = float(importance_cv2(weights))
-    sums = [sum(row[j] for row in rows) for j in range(3)]
-    mean = sum(sums) / 3
-    assert value == pytest.approx(sum((x - mean) ** 2 for x in sums) / 3 / mean**2, abs=1e-9)
-    assert value == pytest.approx(float(importance_cv2(weights * factor)), abs=1e-9)
-    assert value == pytest.approx(float(importance_cv2(weights[:, [2, 0, 1]])), abs=1e-9)
-
-
 def test_dense_of_two_samples():
     routing = Routing(experts=torch.tensor([[2, 0], [1, 2]]), weights=torch.tensor([[0.75, 0.25], [0.6, 0.4]]))
     torch.testing.assert_close(routing.dense(3), torch.tensor([[0.25, 0.0, 0.75], [0.0, 0.6, 0.4]]))
+
+
+@pytest.mark.parametrize("sizes", [{"feature_dim": 0, "num_experts": 4}, {"feature_dim": 5, "num_experts": 0}])
+def test_a_gate_without_features_or_experts_is_refused(sizes):
+    with pytest.raises(ValueError, match=f"at least 1, got {sizes['feature_dim']} and {sizes['num_experts']}"):
+        TopKGate(**sizes, trunk_dim=0, noisy=False, generator=generator())

@@ -5,15 +5,29 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nmoe.moe import ConvExtractor, Expert, LinearHead, Mix, Mixture, Routing, StackedExperts, TopKGate, combine, pick
+from nmoe.moe import (
+    ChannelAwareGate,
+    ConvExtractor,
+    LinearHead,
+    Mix,
+    Mixture,
+    MlpExpert,
+    Routing,
+    SeparateExperts,
+    StackedExperts,
+    TopKGate,
+    combine,
+    pick,
+    together,
+)
 
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def some_experts(count: int, *, hidden_dim: int = 6) -> list[Expert]:
-    return [Expert(feature_dim=8, hidden_dim=hidden_dim, num_classes=5, generator=generator(seed)) for seed in range(count)]
+def some_experts(count: int, *, hidden_dim: int = 6) -> list[MlpExpert]:
+    return [MlpExpert(feature_dim=8, hidden_dim=hidden_dim, num_classes=5, generator=generator(seed)) for seed in range(count)]
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])
@@ -54,8 +68,34 @@ def test_stacked_experts_are_copies():
 def test_experts_that_cannot_be_stacked_are_refused():
     with pytest.raises(ValueError, match="at least one expert"):
         StackedExperts([])
+    with pytest.raises(ValueError, match="at least one expert"):
+        SeparateExperts([])
     with pytest.raises(ValueError, match="one shape"):
         StackedExperts([*some_experts(1), *some_experts(1, hidden_dim=7)])
+
+
+@pytest.mark.parametrize("kind", [StackedExperts, SeparateExperts])
+def test_experts_can_each_be_given_features_of_their_own(kind):
+    experts = some_experts(3)
+    features = torch.randn(4, 3, 8, generator=generator(99))
+    answers = kind(experts).each(features)
+    torch.testing.assert_close(answers, torch.stack([expert(features[:, place]) for place, expert in enumerate(experts)], dim=1))
+    torch.testing.assert_close(kind(experts)(features[:, 0]), kind(experts).each(features[:, :1].expand(-1, 3, -1)))
+
+
+def test_experts_of_one_shape_are_stacked_and_others_kept_apart():
+    alike, unlike = some_experts(3), [*some_experts(2), *some_experts(1, hidden_dim=7)]
+    features = torch.randn(4, 8, generator=generator(99))
+    assert isinstance(together(alike), StackedExperts)
+    assert isinstance(together(unlike), SeparateExperts)
+    for experts in (alike, unlike):
+        torch.testing.assert_close(together(experts)(features), torch.stack([expert(features) for expert in experts], dim=1))
+    assert list(together(unlike).experts) == unlike
+    with pytest.raises(ValueError, match="at least one expert"):
+        together([])
+    other = MlpExpert(feature_dim=8, hidden_dim=6, num_classes=4, generator=generator())
+    with pytest.raises(ValueError, match=r"agree on their numbers of features and classes, got \[\(8, 4\), \(8, 5\)\]"):
+        together([*some_experts(1), other])
 
 
 def test_an_expert_is_two_layers_and_a_head_is_one():
@@ -127,3 +167,20 @@ def test_mixture_equals_a_loop_over_samples(mix, k):
             wanted = sum(weight * answer for weight, answer in zip(weights, answers, strict=True)).softmax(dim=0)
         assert output.routing.experts[row].tolist() == best
         torch.testing.assert_close(output.probabilities[row], wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_mixture_tells_its_gate_of_the_links():
+    gate = ChannelAwareGate(feature_dim=8, num_experts=3, joint=True, generator=generator())
+    with torch.no_grad():
+        for index, parameter in enumerate(gate.parameters()):
+            parameter.normal_(generator=generator(index))
+    extractor = ConvExtractor(in_channels=1, feature_dim=8, generator=generator())
+    mixture = Mixture(extractor=extractor, experts=some_experts(3), gate=gate, mix=Mix.LOGITS)
+    images, snr_db, mask = (
+        torch.rand(7, 1, 8, 8, generator=generator(6)),
+        9 * torch.randn(7, 3, generator=generator(7)),
+        torch.ones(3).bool(),
+    )
+    told, untold = (mixture(images, k=2, mask=mask, snr_db=links).routing.weights for links in (snr_db, None))
+    assert torch.equal(told, gate(extractor(images), k=2, mask=mask, snr_db=snr_db).weights)
+    assert not torch.allclose(told, untold)

@@ -19,7 +19,6 @@ from nmoe.moe.newcomer import (
     class_prototypes,
     gate_column,
     grade,
-    hidden_of,
     pass_mark,
     quiz,
     unsound,
@@ -90,7 +89,7 @@ def test_column_is_ridge_regression_on_the_class_means(trunk_dim, ridge):
     """Against torch.linalg.lstsq on the augmented system [H 1; sqrt(lambda) I 0] [w b] = [t 0]."""
     gate = a_gate(trunk_dim)
     points, targets = wanted_targets(gate, margin=3.0)
-    hidden = hidden_of(gate, points).double()
+    hidden = gate.hidden(points).double()
     others = hidden[len(OWN.classes) :]
     penalty = ridge * others.var(dim=0, unbiased=False).sum()
     width = hidden.shape[1]
@@ -153,7 +152,7 @@ def test_extended_scores_are_the_gates_and_the_columns(trunk_dim):
     assert torch.equal(extended.scores(features), gate.scores(features))
     columns = {f"node-{seed}": a_column(seed, trunk_dim or DIM) for seed in (5, 6, 7)}
     assert [extended.add(name, column) for name, column in columns.items()] == [3, 4, 5]
-    wanted = [gate.scores(features)] + [(hidden_of(gate, features) @ c.weight + c.bias).unsqueeze(1) for c in columns.values()]
+    wanted = [gate.scores(features)] + [(gate.hidden(features) @ c.weight + c.bias).unsqueeze(1) for c in columns.values()]
     torch.testing.assert_close(extended.scores(features), torch.cat(wanted, dim=1))
     extended.offsets[4] = 2.5
     extended.remove("node-5")
@@ -209,7 +208,7 @@ def test_a_step_goes_down_the_gradient(mix, trunk_dim):
     features, experts, logits, labels = feedback(12)
     extended = two_newcomers(trunk_dim)
     weights, offsets = extended.weights.clone().requires_grad_(True), extended.offsets.clone().requires_grad_(True)
-    hidden = hidden_of(extended.gate, features)
+    hidden = extended.gate.hidden(features)
     biases = torch.stack([column.bias for column in extended.start.values()])
     scores = torch.cat([extended.gate.scores(features), hidden @ weights.T + biases], dim=1) + offsets
     losses = []

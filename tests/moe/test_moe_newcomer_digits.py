@@ -15,7 +15,7 @@ from nmoe.core.seeds import torch_generator
 from nmoe.data import ImageDataset, to_unit
 from nmoe.federate import LocalExchange, Node, NodeMemory, Program, node_name, run
 from nmoe.learn import predict, train_supervised
-from nmoe.moe import Expert, Mix, NodeModel, StackedExperts, TopKGate, build, combine, node_model, pick, route
+from nmoe.moe import Expert, Mix, MlpExpert, NodeModel, StackedExperts, TopKGate, build, combine, node_model, pick, route
 from nmoe.moe.newcomer import (
     Calibration,
     ExtendedGate,
@@ -160,7 +160,7 @@ def admitted(digits: Digits, **arguments: float) -> ExtendedGate:
 
 def lying(digits: Digits) -> Expert:
     """The newcomer's expert with its answers turned by one class."""
-    liar = Expert(feature_dim=128, hidden_dim=64, num_classes=10, generator=generator())
+    liar = MlpExpert(feature_dim=128, hidden_dim=64, num_classes=10, generator=generator())
     liar.load_state_dict(digits.newcomer.state_dict())
     with torch.no_grad():
         liar.output.weight.copy_(liar.output.weight.roll(1, dims=0))
@@ -239,7 +239,7 @@ def test_the_quiz_tells_honest_experts_from_liars(digits, draw):
         known = [digits.own, *digits.others[:number], *digits.others[number + 1 :]]
         assert passes(model.expert, digits.others[number], known)
         assert not passes(digits.newcomer, digits.others[number], digits.others)  # another's means over its own expert
-    untrained = Expert(feature_dim=128, hidden_dim=64, num_classes=10, generator=generator(5))
+    untrained = MlpExpert(feature_dim=128, hidden_dim=64, num_classes=10, generator=generator(5))
     for liar in (lying(digits), untrained):
         assert not passes(liar, digits.own, digits.others)
     everything = Prototypes(

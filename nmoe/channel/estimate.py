@@ -1,0 +1,223 @@
+"""Estimation: what a node knows of the radio link to each neighbour, from reports or from how fast its messages go. Pure.
+
+Sources: C. E. Shannon, Proc. IRE 37 (1949), for rates as SNRs (``nmoe.channel.rate``); Linux' wireless extensions,
+include/uapi/linux/wireless.h and net/wireless/wext-proc.c, for the report; thermal noise k T = -174 dBm/Hz at 290 K, any textbook.
+
+| symbol | here | unit |
+|---|---|---|
+| gamma | snr_db | dB; clamped to [-20, 40], the range that gates see |
+| C | rate_bps | bit/s |
+| W | bandwidth_hz | Hz; 20 MHz, a WLAN channel, unless said otherwise |
+| tau | TIME_CONSTANT_S | s |
+| N | noise floor | dBm; k T W F, F = 7 dB |
+
+    report     gamma = level - noise; where the driver knows no noise, N = -174 + 10 log10 W + 7
+    goodput    gamma = 2^(C / W) - 1
+    smoothed   g <- g + (1 - e^(-dt / tau)) (gamma - g), in dB; rates in bit/s likewise
+
+Departures: ours all, the papers being silent. tau = 5 s; a state older than ``STALE_S`` = 30 s counts as never measured. An SNR beyond the range
+is clamped, and counted where a report said it. A goodput counts the rests between messages as time the link needed, so its SNR is a lower
+bound; what a round trip of small messages takes says how far a neighbour is, not how much its link carries, and gives no SNR.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import final
+
+import torch
+
+from nmoe.channel.rate import shannon_snr, snr_of_cqi
+from nmoe.channel.trace import LinkSample
+from nmoe.core.errors import BadFile
+from nmoe.core.units import to_db
+
+LOWEST_DB, HIGHEST_DB = -20.0, 40.0
+BANDWIDTH_HZ = 20e6
+TIME_CONSTANT_S, STALE_S = 5.0, 30.0
+THERMAL_DBM_HZ, NOISE_FIGURE_DB = -174.0, 7.0
+UNKNOWN_NOISE_DBM = -256.0  # how a driver says that it does not measure noise
+_HEADER_LINES = 2
+
+
+class Source(StrEnum):
+    """Where a link state comes from."""
+
+    TRACE = "trace"
+    SIMULATED = "simulated"
+    WIRELESS = "wireless"
+    GOODPUT = "goodput"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkState:
+    """What is known of a link.
+
+    Attributes:
+        snr_db: signal-to-noise ratio in dB; None where it was never measured or the measurement is stale, which is not the same as perfect.
+        rate_bps: what the link carries; None where that is not known.
+        source: who says so.
+        age_s: seconds since the last measurement; infinity without one.
+    """
+
+    snr_db: float | None
+    rate_bps: float | None
+    source: Source
+    age_s: float
+
+
+UNMEASURED = LinkState(snr_db=None, rate_bps=None, source=Source.NONE, age_s=math.inf)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WirelessReport:
+    """What the operating system says of one wireless interface.
+
+    Attributes:
+        level_dbm: power received.
+        noise_dbm: noise; None where the driver does not measure it.
+    """
+
+    level_dbm: float
+    noise_dbm: float | None
+
+    def snr_db(self, *, bandwidth_hz: float = BANDWIDTH_HZ) -> float:
+        """Return level over noise in dB; over thermal noise in ``bandwidth_hz`` where noise is not measured.
+
+        Raises:
+            ValueError: when the bandwidth is not above 0.
+        """
+        if not 0 < bandwidth_hz < math.inf:
+            raise ValueError(f"a bandwidth above 0 Hz wanted, got {bandwidth_hz} Hz")
+        floor_dbm = THERMAL_DBM_HZ + to_db(bandwidth_hz) + NOISE_FIGURE_DB
+        return self.level_dbm - (floor_dbm if self.noise_dbm is None else self.noise_dbm)
+
+
+def parse_wireless(text: str) -> Mapping[str, WirelessReport]:
+    """Read the operating system's wireless report, as Linux writes it to ``/proc/net/wireless``.
+
+    Args:
+        text: all of it: two lines of headings, then one line per interface.
+
+    Returns:
+        The interfaces by name; none where the machine has no wireless one.
+
+    Raises:
+        BadFile: when a line is not one of such a report.
+    """
+    reports = {}
+    for number, line in enumerate(text.splitlines()[_HEADER_LINES:], start=_HEADER_LINES + 1):
+        name, colon, rest = line.partition(":")
+        fields = rest.split()
+        try:
+            level, noise = (float(word.rstrip(".")) for word in fields[2:4])
+        except ValueError as error:
+            raise BadFile(f"line {number} of the wireless report should be 'NAME: status quality level noise ...', got {line!r}") from error
+        if not (colon and math.isfinite(level) and math.isfinite(noise)):
+            raise BadFile(f"line {number} of the wireless report should be 'NAME: status quality level noise ...', got {line!r}")
+        noise_dbm = None if noise in (0.0, UNKNOWN_NOISE_DBM) else _dbm(noise)
+        reports[name.strip()] = WirelessReport(level_dbm=_dbm(level), noise_dbm=noise_dbm)
+    return reports
+
+
+def _dbm(value: float) -> float:
+    """Return a power in dBm; old drivers write its lowest eight bits."""
+    return value - 256 if value > 0 else value
+
+
+def effective_snr_db(rate_bps: float, *, bandwidth_hz: float = BANDWIDTH_HZ) -> float:
+    """Return the SNR in dB, within the range, that a link needs by Shannon's law to carry a rate.
+
+    Raises:
+        ValueError: when the rate is negative or NaN, or the bandwidth is not above 0.
+    """
+    return min(HIGHEST_DB, max(LOWEST_DB, to_db(shannon_snr(rate_bps, bandwidth_hz=bandwidth_hz))))
+
+
+def sample_snr_db(sample: LinkSample, *, bandwidth_hz: float = BANDWIDTH_HZ) -> float | None:
+    """Return what one report of a trace says of its link's SNR in dB: its SNR, else what its CQI or else its rate stands for; None without.
+
+    A rate of 0 says nothing: there may have been nothing to move.
+    """
+    if sample.snr_db is not None:
+        return sample.snr_db
+    if sample.cqi is not None:
+        return float(to_db(snr_of_cqi(torch.tensor(sample.cqi))))
+    if sample.rate_bps:
+        return effective_snr_db(sample.rate_bps, bandwidth_hz=bandwidth_hz)
+    return None
+
+
+def measured_state(rate_bps: float | None, age_s: float, *, bandwidth_hz: float = BANDWIDTH_HZ) -> LinkState:
+    """Return the state of a link whose goodput was measured, or was not.
+
+    Args:
+        rate_bps: the goodput, smoothed by who measured it; None for none.
+        age_s: since the last measurement.
+        bandwidth_hz: the link is taken to have.
+
+    Raises:
+        ValueError: when the rate is negative or NaN, or the bandwidth is not above 0.
+    """
+    if rate_bps is None or age_s > STALE_S:
+        return UNMEASURED
+    return LinkState(snr_db=effective_snr_db(rate_bps, bandwidth_hz=bandwidth_hz), rate_bps=rate_bps, source=Source.GOODPUT, age_s=age_s)
+
+
+@final
+class LinkEstimate:
+    """One link's state, smoothed over reports; see the card.
+
+    Args:
+        source: of the reports.
+
+    Attributes:
+        clamped: reports whose SNR was beyond the range.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.clamped = 0
+        self._snr_db: float | None = None
+        self._rate_bps: float | None = None
+        self._at_s = -math.inf
+
+    def observe(self, now_s: float, *, snr_db: float | None, rate_bps: float | None = None) -> None:
+        """Learn from one report.
+
+        Args:
+            now_s: when it was made; a time before the last one's counts as that.
+            snr_db: signal-to-noise ratio; None where the report has none.
+            rate_bps: what the link carried; None where the report has none.
+
+        Raises:
+            ValueError: when a number is NaN or the rate negative.
+        """
+        if (snr_db is not None and math.isnan(snr_db)) or math.isnan(now_s) or (rate_bps is not None and not rate_bps >= 0):
+            raise ValueError(f"a time, an SNR in dB and a rate of at least 0 wanted, got {now_s} s, {snr_db} dB, {rate_bps} bit/s")
+        if snr_db is None and rate_bps is None:
+            return
+        elapsed_s = max(0.0, now_s - self._at_s)
+        if elapsed_s > STALE_S:
+            self._snr_db = self._rate_bps = None
+        gain = -math.expm1(-elapsed_s / TIME_CONSTANT_S)
+        if snr_db is not None:
+            within_db = min(HIGHEST_DB, max(LOWEST_DB, snr_db))
+            self.clamped += within_db != snr_db
+            self._snr_db = _smoothed(self._snr_db, within_db, gain)
+        if rate_bps is not None:
+            self._rate_bps = _smoothed(self._rate_bps, rate_bps, gain)
+        self._at_s = max(self._at_s, now_s)
+
+    def state(self, now_s: float) -> LinkState:
+        """Return what is known of the link now."""
+        age_s = max(0.0, now_s - self._at_s)
+        if age_s > STALE_S:
+            return UNMEASURED
+        return LinkState(snr_db=self._snr_db, rate_bps=self._rate_bps, source=self.source, age_s=age_s)
+
+
+def _smoothed(before: float | None, now: float, gain: float) -> float:
+    return now if before is None else before + gain * (now - before)

@@ -1,0 +1,50 @@
+"""``nmoe reproduce``: a paper's experiment, one command each."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nmoe.cli.root import interruptible_import
+from nmoe.cli.training import Data, DataDir, Force, Test, command_line
+
+reproduce = typer.Typer(help="Run a paper's experiment: numbers, table and figures.", no_args_is_help=True, rich_markup_mode="rich")
+
+Scale = Annotated[str, typer.Option(help="Size of the experiment; paper wants a GPU.", metavar="cpu|paper|paper-vit")]
+Seeds = Annotated[int, typer.Option(help="How often everything is trained.")]
+Quick = Annotated[bool, typer.Option("--quick", help="End within a minute: few images, epochs and points.")]
+Out = Annotated[Path | None, typer.Option(help="Run folder (runs/NAME if not given).", metavar="DIR")]
+
+
+@reproduce.command("channel-gating")
+def channel_gating(
+    scale: Scale = "cpu",
+    data: Data = "digits",
+    data_dir: DataDir = None,
+    test: Test = None,
+    seeds: Seeds = 3,
+    quick: Quick = False,
+    out: Out = None,
+    force: Force = False,
+) -> None:
+    """Accuracy against mean SNR for gates that see features, links, both or neither (arXiv 2504.00819)."""
+    from nmoe.report.progress import StageProgress
+
+    with interruptible_import():
+        from nmoe.recipes.reproduction import reproduce_channel_gating
+    folder = out or Path("runs/channel-gating")
+    with StageProgress() as progress:
+        reproduce_channel_gating(
+            scale=scale,
+            data=data,
+            data_dir=data_dir,
+            test=test,
+            seeds=seeds,
+            brief=quick,
+            out=folder,
+            force=force,
+            command=command_line(),
+            progress=progress,
+        )
+    typer.echo((folder / "results.md").read_text(encoding="utf-8"))
+    typer.echo(f"run folder {folder}")

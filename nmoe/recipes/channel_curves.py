@@ -1,0 +1,112 @@
+"""Curves of channel-aware gating: what trained mixtures answer at each mean SNR, and whom they choose."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from nmoe.channel.base import Fading, Transmission
+from nmoe.core.seeds import torch_generator
+from nmoe.core.units import from_db, to_db
+from nmoe.learn.channel_gating import LinkedMixture
+
+CHUNK = 1000  # images answered at once
+PATTERNS = ("unequal", "equal")
+
+
+class TestLinks(NamedTuple):
+    """The links that a test set is answered over.
+
+    Attributes:
+        pattern: one of ``PATTERNS``.
+        mean_db: mean over the links of a sample, in dB.
+        spread_db: unequal links lie at most so far from the mean, evenly spaced, in an order drawn per sample.
+        fading: how they fade.
+    """
+
+    pattern: str
+    mean_db: float
+    spread_db: float
+    fading: Fading
+
+    def draw(self, samples: int, links: int, *, seed: int) -> Float[Tensor, "sample link"]:
+        """Draw the SNRs (ratios) of one block per sample and link: the same for every mixture.
+
+        Raises:
+            ValueError: when the pattern is unknown.
+        """
+        if self.pattern not in PATTERNS:
+            raise ValueError(f"pattern must be one of {', '.join(PATTERNS)}, got {self.pattern!r}")
+        generator = torch_generator(seed, "links", self.pattern, f"{self.mean_db:g}")
+        offsets = torch.zeros(samples, links)
+        if self.pattern == "unequal":
+            steps = torch.linspace(-self.spread_db, self.spread_db, links)
+            offsets = steps[torch.rand(samples, links, generator=generator).argsort(dim=1)]
+        return from_db(self.mean_db + offsets) * self.fading.gains((samples, links), generator=generator)
+
+
+class LinkedAnswers(NamedTuple):
+    """What a mixture answered.
+
+    Attributes:
+        accuracy: share of right labels.
+        rank_shares: share of choices that fell on the link of each rank, best SNR first; they add up to 1.
+    """
+
+    accuracy: float
+    rank_shares: Float[Tensor, " expert"]
+
+
+@torch.inference_mode()
+def answer(
+    mixture: LinkedMixture,
+    images: Float[Tensor, "sample channel height width"],
+    labels: Int[Tensor, " sample"],
+    snr: Float[Tensor, "sample expert"],
+    transmission: Transmission,
+    *,
+    seed: int,
+    told_error_db: float = 0.0,
+) -> LinkedAnswers:
+    """Let a mixture answer a test set over given links.
+
+    Args:
+        mixture: in evaluation mode.
+        images: in [0, 1].
+        labels: their classes.
+        snr: of every link (ratios).
+        transmission: how features cross.
+        seed: of the noise: the same for every mixture.
+        told_error_db: standard deviation of a normal error in what the gate is told, in dB.
+    """
+    device = next(mixture.parameters()).device
+    generator = torch.Generator(device).manual_seed(torch_generator(seed, "noise").initial_seed())
+    told_db = to_db(snr)
+    if told_error_db:
+        told_db = told_db + told_error_db * torch.randn(snr.shape, generator=torch_generator(seed, "told"))
+    right, counts = 0, torch.zeros(snr.shape[1])
+    ranks = snr.argsort(dim=1, descending=True).argsort(dim=1)  # [sample, expert]: 0 for the best link
+    for start in range(0, len(images), CHUNK):
+        rows = slice(start, start + CHUNK)
+        output = mixture(
+            images[rows].to(device), snr[rows].to(device), transmission=transmission, generator=generator, told_db=told_db[rows].to(device)
+        )
+        right += int((output.probabilities.argmax(dim=1).cpu() == labels[rows]).sum())
+        counts += ranks[rows].gather(1, output.routing.experts.cpu()).flatten().bincount(minlength=snr.shape[1])
+    return LinkedAnswers(accuracy=right / len(images), rank_shares=counts / counts.sum())
+
+
+def nested(cells: Mapping[tuple[str, str, float], float]) -> dict[str, dict[str, dict[str, float]]]:
+    """Return numbers as ``{method: {transmission: {snr_db: number}}}``."""
+    curves: dict[str, dict[str, dict[str, float]]] = {}
+    for (method, transmission, mean_db), value in cells.items():
+        curves.setdefault(method, {}).setdefault(transmission, {})[f"{mean_db:g}"] = value
+    return curves
+
+
+def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
+    """Return mean and standard deviation (over n - 1; 0 for a single value)."""
+    tensor = torch.tensor(values, dtype=torch.float64)
+    return float(tensor.mean()), float(tensor.std()) if len(values) > 1 else 0.0

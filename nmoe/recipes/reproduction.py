@@ -1,0 +1,107 @@
+"""Reproductions: one paper's experiment as a run folder with results.json, its table and its figures.
+
+``results.json`` has ``name, scale, seeds, command, hardware, seconds, rows`` (each row: method, setting, metric, mean, std, n) beside what
+the experiment adds. ``results.md`` is the table, ``figures/*.png`` are the figures.
+"""
+
+import os
+import platform
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nmoe.core.files import write_bytes, write_json
+from nmoe.data import load
+from nmoe.recipes.channel_gating import CPU, NAME, PAPER, PAPER_VIT, channel_gating, quick
+from nmoe.recipes.run_folder import claim
+from nmoe.recipes.watch import Progress
+from nmoe.report.channel_gating import channel_gating_table
+from nmoe.report.figures import png_bytes
+from nmoe.report.figures.channel_gating import curves_figure, selection_figure
+
+SCALES = {"cpu": CPU, "paper": PAPER, "paper-vit": PAPER_VIT}
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """Return what a reproduction ran on."""
+    found: dict[str, Any] = {
+        "cpu": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+    }
+    found |= {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": str(device)}
+    if device.type == "cuda":
+        found["gpu"] = torch.cuda.get_device_name(device)
+    return found
+
+
+def reproduce_channel_gating(
+    *,
+    scale: str,
+    data: str,
+    data_dir: Path | None,
+    test: Path | None,
+    seeds: int,
+    brief: bool,
+    out: Path,
+    force: bool,
+    command: str,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Reproduce channel-aware gating and write a run folder.
+
+    Args:
+        scale: one of ``SCALES``.
+        data: name of a data set or path of a ``.npz`` file.
+        data_dir: folder of a named data set's files.
+        test: test file that goes with a ``.npz`` file.
+        seeds: how often everything is trained, at least 1.
+        brief: end within a minute.
+        out: run folder.
+        force: replace an earlier run in it.
+        command: what the user typed.
+        progress: told of every epoch.
+
+    Returns:
+        What results.json holds.
+
+    Raises:
+        ValueError: when an argument is out of range, or the folder is not free.
+        BadFile: when the data cannot be read.
+    """
+    if scale not in SCALES:
+        raise ValueError(f"scale must be one of {', '.join(SCALES)}, got {scale!r}")
+    if seeds < 1:
+        raise ValueError(f"seeds must be at least 1, got {seeds}")
+    images = load(data, data_dir, test, 0)
+    claim(out, force=force)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    size = quick(SCALES[scale]) if brief else SCALES[scale]
+    began_s = time.perf_counter()
+    found = channel_gating(size, images, seeds=seeds, device=device, progress=progress)
+    results = {"name": NAME, "scale": scale, "quick": brief, "seeds": seeds, "command": command, "hardware": hardware(device)}
+    results |= {"seconds": time.perf_counter() - began_s, **found}
+    figures = {"curves": curves_figure, "selection": selection_figure}
+    write_reproduction(
+        results, out, table=channel_gating_table(results), figures={name: png_bytes(draw(results)) for name, draw in figures.items()}
+    )
+    return results
+
+
+def write_reproduction(results: Mapping[str, Any], out: Path, *, table: Iterable[str], figures: Mapping[str, bytes]) -> None:
+    """Write a reproduction's files.
+
+    Args:
+        results: for results.json.
+        out: run folder, there already.
+        table: lines of Markdown.
+        figures: PNGs by name.
+    """
+    (out / "figures").mkdir(exist_ok=True)
+    for name, png in figures.items():
+        write_bytes(out / "figures" / f"{name}.png", png)
+    write_bytes(out / "results.md", ("\n".join(table) + "\n").encode())
+    write_json(out / "results.json", results)
