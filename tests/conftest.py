@@ -15,7 +15,7 @@ from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # Public signatures carry shapes (STYLE.md 17); the hook has to be in place before the first import of these packages.
-install_import_hook(["nmoe.moe", "nmoe.learn"], "beartype.beartype")
+install_import_hook(["nmoe.moe", "nmoe.learn", "nmoe.channel"], "beartype.beartype")
 torch.set_num_threads(1)
 
 settings.register_profile("local", deadline=None, max_examples=50)

@@ -15,9 +15,10 @@ include/uapi/linux/wireless.h and net/wireless/wext-proc.c, for the report; ther
     goodput    gamma = 2^(C / W) - 1
     smoothed   g <- g + (1 - e^(-dt / tau)) (gamma - g), in dB; rates in bit/s likewise
 
-Departures: ours all, the papers being silent. tau = 5 s; a state older than ``STALE_S`` = 30 s counts as never measured. An SNR beyond the range
-is clamped, and counted where a report said it. A goodput counts the rests between messages as time the link needed, so its SNR is a lower
-bound; what a round trip of small messages takes says how far a neighbour is, not how much its link carries, and gives no SNR.
+Departures: ours all, the papers being silent. tau = 5 s; a state older than ``STALE_S`` = 30 s counts as never measured. An SNR beyond the
+range is clamped, and counted where a report said it. Goodput is what was moved over the time it took less the round trip; protocols take
+their part of it, so its SNR is a lower bound. The round trip of small messages alone says how far a neighbour is, not how much its link
+carries, and gives no SNR.
 """
 
 import math

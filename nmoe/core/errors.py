@@ -22,7 +22,7 @@ class BundleError(BadFile):
 
 
 class EngineError(NmoeError):
-    """A federated engine that could not start or carry messages."""
+    """An engine, a federated one or a library that is optional, that could not start or carry messages."""
 
 
 class MeshError(NmoeError):

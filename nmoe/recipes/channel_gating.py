@@ -45,7 +45,7 @@ METHODS = ("aware", "aware_joint", "naive", "snr_only", "random")
 SMALLEST = 12  # height of images that the backbones take
 CODED = ("aware", "naive")  # the gates that coded transmission is tested with
 MEANS_DB = (-10, -5, 0, 5, 10, 15, 20, 25, 30)
-RADIO = Radio(fading=Rayleigh(), transmission=Analog(), low_db=-10, high_db=20)  # of training; the range is the spec's
+RADIO = Radio(fading=Rayleigh(), transmission=Analog(), low_db=-10.0, high_db=20.0)  # of training; the range is the spec's
 SPREAD_DB = 10.0  # unequal links lie at most so far from the mean
 TOLD_ERROR_DB = 3.0  # standard deviation of the errors in what one more gate is told
 RANKS_AT_DB = 0  # mean SNR at which choices are counted by the rank of their link
@@ -107,7 +107,7 @@ CODES = PLAIN | {"digital_convolutional": convolutional}
 
 CPU = Scale(
     backbone="lenet",
-    expert_dim=16,
+    expert_dim=8,
     clean=ChannelTraining(epochs=10),
     links=ChannelTraining(epochs=20, links_first=8),
     transmissions=CODES,

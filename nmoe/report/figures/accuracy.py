@@ -15,6 +15,8 @@ LOOKS = {
     "own_local": (PURPLE, "-"),
     "nmoe_global": (BLUE, "-"),
     "nmoe_local": (SKY, (0, (4, 1.5))),
+    "naive_global": (BLUE, "-"),
+    "naive_local": (SKY, (0, (4, 1.5))),
     "fedavg_global": (ORANGE, "-"),
 }
 

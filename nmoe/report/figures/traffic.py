@@ -20,7 +20,7 @@ def traffic_figure(rounds: Sequence[Round]) -> Figure | None:
     Args:
         rounds: the rounds of all stages, in order.
     """
-    nmoe = [one for one in rounds if one.stage != "fedavg"]
+    nmoe = [one for one in rounds if one.stage not in words.CONTROLS]
     lines = {
         "features so far, kNN": (_line(nmoe, "knn"), GREEN, ":"),
         "NMoE, global": (_line(nmoe, "nmoe_global"), BLUE, "-"),
