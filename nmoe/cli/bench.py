@@ -22,6 +22,17 @@ def federate(
 
 
 @bench.command()
+def channel(
+    as_json: AsJson = False,
+    turns: Annotated[int, typer.Option(help="How often each system draws a million samples.")] = 20,
+) -> None:
+    """Count the SNRs of links that a core draws in a second: fading, path loss with shadowing, motion."""
+    from nmoe.recipes.bench_channel import bench_channel
+
+    bench_channel(turns=turns, as_json=as_json, say=typer.echo)
+
+
+@bench.command()
 def mesh(
     as_json: AsJson = False,
     peer: Annotated[Path | None, typer.Option(help="A Python in which hivemind is installed, to measure it too.", metavar="PYTHON")] = None,

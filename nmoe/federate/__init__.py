@@ -7,6 +7,7 @@ from nmoe.federate.experts import LocalExperts
 from nmoe.federate.fedavg import FedAvg
 from nmoe.federate.fedce import FedCE
 from nmoe.federate.fedsc import FedSC
+from nmoe.federate.gate_links import GateLinks
 from nmoe.federate.gate_schemes import (
     FedGate,
     FullSync,
@@ -35,6 +36,7 @@ __all__ = [
     "FedGate",
     "FedSC",
     "FullSync",
+    "GateLinks",
     "GateScheme",
     "Gates",
     "HeadSync",

@@ -49,7 +49,7 @@ class WriteBundles(Stage):
         if node.bundle_folder is None:
             return Payload(written=False)
         gates = self.gates
-        own_gate = node.memory.read("gate", before=call.clock) or {}
+        own_gate = node.memory.read(gates.own_gate, before=call.clock) or {}
         card = write_bundle(
             node.bundle_folder,
             {

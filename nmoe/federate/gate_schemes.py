@@ -23,6 +23,11 @@ from torch import Tensor
 from nmoe.core.seeds import torch_generator
 
 
+def is_row(tensor: str) -> bool:
+    """Say whether a gate's tensor has a row for each expert, as its output layer has; the others serve all experts alike."""
+    return tensor.startswith(("output.", "noise."))
+
+
 class Reading(Enum):
     """How a scheme's name is read: who trains (A), or which experts are asked in training (B)."""
 

@@ -15,6 +15,8 @@ from torch import Tensor
 from nmoe.core.errors import BadFile
 from nmoe.core.files import write_bytes
 
+ALWAYS = 1 << 62  # a clock after every clock
+
 
 class NodeMemory:
     """Named sets of tensors of one node.

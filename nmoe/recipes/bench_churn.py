@@ -29,7 +29,7 @@ from nmoe.core.files import write_bytes, write_json
 from nmoe.core.seeds import numpy_generator
 from nmoe.data import ImageDataset, to_unit
 from nmoe.learn import predict
-from nmoe.moe import Mix, StackedExperts, combine
+from nmoe.moe import Mix, combine, together
 from nmoe.node import MeshProcesses
 from nmoe.node.events import Finish
 from nmoe.node.plan import Routing
@@ -168,7 +168,7 @@ def read_parts(run: Path, test: ImageDataset, *, k: int) -> Parts:
     models = read_models(run, names)
     with torch.inference_mode():
         features = predict(models[0].extractor, to_unit(test.images))
-        logits = predict(StackedExperts([model.expert for model in models]), features)
+        logits = predict(together([model.expert for model in models]), features)
         scores = torch.stack([model.gate.scores(features) for model in models]).numpy()
     return Parts(names, logits, scores, np.asarray(test.labels), k, models[0].mix)
 

@@ -12,7 +12,7 @@ from nmoe.core.seeds import torch_generator
 from nmoe.data import to_unit
 from nmoe.learn import Adam, LocalTraining, predict
 from nmoe.learn.gating import gate_loss
-from nmoe.moe import Expert, StackedExperts, TopKGate, build, combine, fresh_extractor, pick
+from nmoe.moe import Expert, Gate, build, combine, fresh_extractor, pick, together
 from nmoe.recipes.evaluate import Score, TestBench
 from nmoe.recipes.program import TrainProgram
 from nmoe.recipes.watch import Progress
@@ -41,9 +41,9 @@ def central_score(program: TrainProgram, bench: TestBench, progress: Progress) -
         expert = build(program.expert(), generator=generator)
         assert isinstance(expert, Expert)
         experts.append(expert)
-    stacked = StackedExperts(experts)
+    stacked = together(experts)
     gate = build(gates.gate, generator=generator)
-    assert isinstance(gate, TopKGate)
+    assert isinstance(gate, Gate)
     mask = torch.ones(gates.num_nodes, dtype=torch.bool)
     train = program.data().train
     images, labels = to_unit(train.images), torch.from_numpy(train.labels)

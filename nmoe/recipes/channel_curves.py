@@ -16,7 +16,7 @@ CHUNK = 1000  # images answered at once
 PATTERNS = ("unequal", "equal")
 
 
-class TestLinks(NamedTuple):
+class MeanLinks(NamedTuple):
     """The links that a test set is answered over.
 
     Attributes:

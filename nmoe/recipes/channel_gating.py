@@ -36,7 +36,7 @@ from nmoe.data import TrainTest, to_unit
 from nmoe.learn.channel_gating import ChannelTraining, LinkedMixture
 from nmoe.moe import ChannelAwareGate, Expert, Gate, Mix, SnrGate, TopKGate, build, fresh_extractor, split
 from nmoe.moe.extractor import Extractor
-from nmoe.recipes.channel_curves import PATTERNS, TestLinks, answer, mean_and_std, nested
+from nmoe.recipes.channel_curves import PATTERNS, MeanLinks, answer, mean_and_std, nested
 from nmoe.recipes.program import PIXELS
 from nmoe.recipes.watch import Progress
 
@@ -139,12 +139,12 @@ class TrialParts(NamedTuple):
 
 def quick(scale: Scale) -> Scale:
     """Return a scale that ends within a minute: fewer images, epochs and points."""
-    few = {"batch_size": 64, "lr": 4e-3}
+    few = {"batch_size": 32, "lr": 4e-3}
     return replace(
         scale,
         sizes={"lenet": {}, "fixup_resnet": {"widen": 1}, "vit": {"patch_size": 4, "width": 24, "depth": 1, "heads": 2}}[scale.backbone],
-        clean=ChannelTraining(epochs=2, **few),  # type: ignore[arg-type]  # a dict of numbers
-        links=ChannelTraining(epochs=2, links_first=1, **few),  # type: ignore[arg-type]
+        clean=ChannelTraining(epochs=8, **few),  # type: ignore[arg-type]  # a dict of numbers
+        links=ChannelTraining(epochs=8, links_first=3, **few),  # type: ignore[arg-type]
         train=1000,
         test=400,
         coded_test=20,
@@ -256,7 +256,7 @@ def measure(
     shares: list[float] = []
     for pattern in PATTERNS:
         for mean_db in scale.means_db:
-            links = TestLinks(pattern, mean_db, SPREAD_DB, RADIO.fading)
+            links = MeanLinks(pattern, mean_db, SPREAD_DB, RADIO.fading)
             snr = links.draw(len(parts.test), scale.experts, seed=seed)
             name = "analog" if pattern == "unequal" else "analog_equal"
             said = answer(mixture, parts.test, parts.test_labels, snr, RADIO.transmission, seed=seed)

@@ -23,7 +23,7 @@ def resume_demo(out: Path, progress: Progress) -> dict[str, Any]:
 
 def _finish(trained: Trained, out: Path, progress: Progress) -> dict[str, Any]:
     began = time.perf_counter()
-    served = serve_test_set(out, trained.program.data().test, progress)
+    served = serve_test_set(out, trained.program.data().test, trained.program.options, progress)
     write_json(out / "serving.json", served.details)
     results = trained.results
     results["communication"]["infer_bytes_per_sample"] = served.bytes_per_sample

@@ -18,7 +18,7 @@ from nmoe.core.bundle import read_bundle
 from nmoe.core.seeds import torch_generator
 from nmoe.data import ImageDataset, class_histogram, to_unit
 from nmoe.learn import predict
-from nmoe.moe import Expert, Mix, NodeModel, Routing, StackedExperts, all_uniform, combine, node_model, oracle, pick, random_uniform
+from nmoe.moe import Expert, Mix, NodeModel, Routing, all_uniform, combine, node_model, oracle, pick, random_uniform, together
 
 
 class Score(NamedTuple):
@@ -91,7 +91,7 @@ def mixture_scores(
         Scores by the names of results.json.
     """
     features = predict(models[0].extractor, bench.images)
-    logits = predict(StackedExperts([model.expert for model in models]), features)  # [test, expert, class]
+    logits = predict(together([model.expert for model in models]), features)  # [test, expert, class]
     batch, nodes = len(bench.labels), range(len(models))
     score = partial(routing_score, logits=logits, bench=bench, mix=models[0].mix)
     own = torch.arange(len(models))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from nmoe.channel.radio import Radio
 from nmoe.core.errors import BadFile
 from nmoe.core.files import read_json
 from nmoe.data import Dirichlet, Iid, Partition, QuantitySkew, Shards
@@ -25,12 +26,14 @@ from nmoe.federate import (
 )
 from nmoe.learn import PrivacyBudget
 from nmoe.moe import Mix
+from nmoe.recipes.channel_options import CHANNEL_GATES, DEFAULT_SNR, parse_radio
 
 EXTRACTORS = ("fedsc", "fedce")
 GATES = ("fedgate", "rangate", "rollgate")
 ENGINES = ("local", "ray")
 SYNCS = ("full", "trunk", "head", "every:M", "neighbours")
 SPLITS = ("iid", "shards:M", "dirichlet:A", "quantity:A")
+OF_CHANNEL = ("snr", "transmission", "channel_gate", "collapse_weight")
 Number = TypeVar("Number", int, float)
 
 
@@ -57,6 +60,11 @@ class TrainOptions:
         widen: width factor of the Fixup-ResNet that colour images get.
         dp_epsilon: privacy of the shared matrices over the whole run; None for no noise.
         dp_delta: the delta that goes with it.
+        channel: how the links to neighbours fade, one of ``CHANNELS``; None for perfect links.
+        snr: range ``LOW:HIGH`` of the links' mean SNRs in dB; None for -10:20 with a channel.
+        transmission: how features cross a link, one of ``TRANSMISSIONS``.
+        channel_gate: form of the channel-aware gate, one of ``CHANNEL_GATES``.
+        collapse_weight: weight of the penalty on gating collapse when the gate trains over noisy links.
         seed: seed of every draw.
         engine: one of ``ENGINES``.
     """
@@ -79,6 +87,11 @@ class TrainOptions:
     widen: int = 2
     dp_epsilon: float | None = None
     dp_delta: float = 1e-5
+    channel: str | None = None
+    snr: str | None = None
+    transmission: str = "analog"
+    channel_gate: str = "additive"
+    collapse_weight: float = 0.01
     seed: int = 0
     engine: str = "local"
 
@@ -100,8 +113,28 @@ class TrainOptions:
             raise ValueError(f"dp delta must be between 0 and 1, got {self.dp_delta}")
         if self.budget() is not None and self.extractor != "fedsc":
             raise ValueError(f"dp epsilon protects the matrices that fedsc shares, got extractor {self.extractor}, which shares none")
+        self._check_channel()
         self.partition()
         self.scheme()
+
+    def _check_channel(self) -> None:
+        _one_of("channel gate", self.channel_gate, CHANNEL_GATES)
+        if not (self.collapse_weight >= 0 and math.isfinite(self.collapse_weight)):
+            raise ValueError(f"collapse weight must be at least 0, got {self.collapse_weight}")
+        if self.channel is None:
+            for field in dataclasses.fields(self):
+                given = getattr(self, field.name)
+                if field.name in OF_CHANNEL and given != field.default:
+                    raise ValueError(
+                        f"{field.name.replace('_', ' ')} says how a channel is used and needs one, got {given} without a channel"
+                    )
+        elif self.gate_rounds < 2:
+            raise ValueError(f"gate_rounds must be at least 2 with a channel, one without noise and one with, got {self.gate_rounds}")
+        self.radio()
+
+    def radio(self) -> Radio | None:
+        """Return the links to neighbours, or None where they are perfect."""
+        return None if self.channel is None else parse_radio(self.channel, self.snr or DEFAULT_SNR, self.transmission)
 
     def budget(self) -> PrivacyBudget | None:
         """Return the privacy budget, or None for no noise."""

@@ -9,6 +9,7 @@ alpha ends at 1/J, the unbiased value (0.2). Gates train without noise: top-k tr
 project's trial.
 """
 
+import dataclasses
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from nmoe.federate import (
     FedAvg,
     FedCE,
     FedSC,
+    GateLinks,
     Gates,
     HeadSync,
     LocalExperts,
@@ -48,7 +50,9 @@ PIXELS = {  # mean and standard deviation per channel of the training images, pu
 }
 TRUNK_DIM = 64  # hidden layer of gates that synchronise trunk and head differently
 EXPERT_ROUNDS = 5
-FEATURES, EXPERTS, GATES, BUNDLES, FEDAVG = "features", "experts", "gates", "bundles", "fedavg"
+CLEAN_SHARE = 0.25  # of the gate's rounds, with perfect links, before those with noise
+VERSIONS = 8  # blocks drawn per sample and link for the gate's training
+FEATURES, EXPERTS, GATES, NAIVE_GATES, BUNDLES, FEDAVG = "features", "experts", "gates", "naive_gates", "bundles", "fedavg"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +106,8 @@ class TrainProgram(Program):
             class_names=train.label_names,
             provenance=provenance,
         )
-        return (self.features(), self.experts(), gates, bundles, self.fedavg())
+        naive = () if gates.links is None else (self.naive_gates(),)
+        return (self.features(), self.experts(), gates, bundles, *naive, self.fedavg())
 
     def features(self) -> Stage:
         """Return stage 1."""
@@ -142,32 +147,46 @@ class TrainProgram(Program):
 
     def gates(self) -> Gates:
         """Return stage 3."""
-        options = self.options
-        scheme = options.scheme()
-        layered = isinstance(scheme.synchronisation(), TrunkSync | HeadSync)
-        gate = ModelSpec(
-            kind="top_k",
-            arguments={
-                "feature_dim": self.feature_dim(),
-                "num_experts": options.nodes,
-                "trunk_dim": TRUNK_DIM if layered else 0,
-                "noisy": False,
-            },
-        )
+        options, links = self.options, self.links()
         return Gates(
             name=GATES,
             rounds=options.gate_rounds,
             seed=options.seed,
             extractor=self.extractor(),
             expert=self.expert(),
-            gate=gate,
-            scheme=scheme,
+            gate=self.naive_gate() if links is None else self.channel_aware_gate(),
+            scheme=options.scheme(),
             neighbours=options.neighbourhood(),
             k=options.k,
             mix=Mix(options.mix),
             balance=0.0,
             training=LocalTraining(optimiser=Sgd(lr=0.5), batch_size=512, epochs=2),
+            links=links,
         )
+
+    def links(self) -> GateLinks | None:
+        """Return the radio links that the gate trains over, or None where they are perfect."""
+        options, radio = self.options, self.options.radio()
+        if radio is None:
+            return None
+        clean_rounds = max(1, round(CLEAN_SHARE * options.gate_rounds))
+        return GateLinks(radio=radio, versions=VERSIONS, clean_rounds=clean_rounds, balance=options.collapse_weight)
+
+    def naive_gates(self) -> Gates:
+        """Return the control of a run with a channel: a gate trained under the same noise, but not told of SNRs."""
+        return dataclasses.replace(self.gates(), name=NAIVE_GATES, gate=self.naive_gate(), logits_of=GATES)
+
+    def naive_gate(self) -> ModelSpec:
+        """Return how to build a gate that sees features alone."""
+        return ModelSpec(kind="top_k", arguments=self._gate_sizes() | {"noisy": False})
+
+    def channel_aware_gate(self) -> ModelSpec:
+        """Return how to build a gate that sees features and links."""
+        return ModelSpec(kind="channel_aware", arguments=self._gate_sizes() | {"joint": self.options.channel_gate == "joint"})
+
+    def _gate_sizes(self) -> dict[str, int | float | bool | str]:
+        layered = isinstance(self.options.scheme().synchronisation(), TrunkSync | HeadSync)
+        return {"feature_dim": self.feature_dim(), "num_experts": self.options.nodes, "trunk_dim": TRUNK_DIM if layered else 0}
 
     def fedavg(self) -> FedAvg:
         """Return the control: one FedAvg classifier with the extractor and an expert's shape as head."""

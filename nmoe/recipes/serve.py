@@ -13,16 +13,21 @@ from nmoe.core.errors import MeshError
 from nmoe.data import ImageDataset, to_unit
 from nmoe.moe import Mixture, NodeModel
 from nmoe.node import InferReply, MeshClient, MeshProcesses
+from nmoe.recipes.channel_options import DEFAULT_SNR
 from nmoe.recipes.evaluate import read_models
+from nmoe.recipes.options import TrainOptions
+from nmoe.recipes.simulate_links import expected_accuracy, link_means
 from nmoe.recipes.watch import Progress
 
 DEADLINE_S = 2.0
 IN_FLIGHT = 4  # requests under way at a time, in a closed loop
+MOST_ALONE = 400  # images of which one expert is asked for, to find answers that crossed no link
 
 
 class Answer(NamedTuple):
-    """One image's way through the mesh: whom it was sent to, the reply (None if there was none) and the client's waiting time."""
+    """One image's way through the mesh: its number, whom it was sent to, the reply (None if there was none), the client's waiting time."""
 
+    image: int
     node: int
     reply: InferReply | None
     seconds: float
@@ -48,12 +53,13 @@ def bundle_folders(run: Path) -> list[Path]:
     return sorted(folders, key=lambda folder: (len(folder.name), folder.name))
 
 
-def serve_test_set(run: Path, test: ImageDataset, progress: Progress) -> Served:
+def serve_test_set(run: Path, test: ImageDataset, options: TrainOptions, progress: Progress) -> Served:
     """Start one process per bundle and send every test image to some node, in turn.
 
     Args:
         run: a run folder with bundles.
         test: images to send.
+        options: of the run; its channel lies between the nodes.
         progress: told of every tenth request.
 
     Raises:
@@ -61,34 +67,67 @@ def serve_test_set(run: Path, test: ImageDataset, progress: Progress) -> Served:
     """
     folders = bundle_folders(run)
     progress.stage("start", 0, 1)
-    with MeshProcesses(folders) as mesh:
+    radio = options.radio()
+    with MeshProcesses(folders, options=channel_words(options)) as mesh:
         names = [card.node for card in mesh.cards]
         images = torch.from_numpy(test.images)
         for name in names:  # the first request of a process pays for its first tensor operations; it is not counted
             mesh.client.infer(name, images[:1], deadline_s=30.0)
         progress.stage("start", 1, 1)
         answers = _ask_all(mesh.client, names, images, progress)
+        alone = [] if radio is None else _ask_all(mesh.client, names, images[:MOST_ALONE], progress, stage="alone", k=1)
     models = read_models(run, names)
-    reference = _reference_labels(models, [_mask(card.node, card.neighbours, names) for card in mesh.cards], mesh.cards[0].k, test)
-    return _summary(answers, reference, names, test, [list(card.classes_seen) for card in mesh.cards])
+    masks = torch.stack([_mask(card.node, card.neighbours, names) for card in mesh.cards])
+    k, seen = mesh.cards[0].k, [list(card.classes_seen) for card in mesh.cards]
+    if radio is None:
+        reference = _reference_labels(models, masks, k, test)
+        return _summary(answers, {"agreement": _agreement(answers, reference)}, names, test, seen)
+    means = link_means(names, radio=radio, seed=options.seed)
+    expected = expected_accuracy(models, masks, test, radio=radio, k=k, means=means, seed=options.seed)
+    own = _reference_labels(models, torch.eye(len(names), dtype=torch.bool), 1, test)
+    agreement = _agreement([answer for answer in alone if _by_itself(answer, names)], own)
+    measured = {"agreement": agreement, "simulated": expected.accuracy, "simulated_error": expected.error}
+    return _summary(answers, measured, names, test, seen)
 
 
-def _ask_all(client: MeshClient, names: list[str], images: Tensor, progress: Progress) -> list[Answer]:
+def channel_words(options: TrainOptions) -> list[str]:
+    """Return the options of ``nmoe node`` that put a run's channel between nodes; none where links are perfect."""
+    if options.channel is None:
+        return []
+    words = {"channel": options.channel, "snr": options.snr or DEFAULT_SNR, "transmission": options.transmission}
+    return [*(f"--{name}={word}" for name, word in words.items()), f"--channel-seed={options.seed}"]
+
+
+def _by_itself(answer: Answer, names: list[str]) -> bool:
+    """Say whether a node's own expert alone stands behind its answer: then nothing crossed a link."""
+    reply = answer.reply
+    return reply is not None and [reply.names[expert] for expert in reply.experts[0].tolist() if expert >= 0] == [names[answer.node]]
+
+
+def _agreement(answers: list[Answer], reference: Tensor) -> float | None:
+    """Return the share of answers with the label of the reference; None where there is no answer."""
+    answered = [(answer.image, answer.reply) for answer in answers if answer.reply is not None]
+    return sum(int(reply.labels[0]) == int(reference[image]) for image, reply in answered) / len(answered) if answered else None
+
+
+def _ask_all(
+    client: MeshClient, names: list[str], images: Tensor, progress: Progress, *, stage: str = "serving", k: int | None = None
+) -> list[Answer]:
     def ask(number: int) -> Answer:
         node = number % len(names)
         began = time.perf_counter()
         try:
-            reply = client.infer(names[node], images[number : number + 1], deadline_s=DEADLINE_S)
+            reply = client.infer(names[node], images[number : number + 1], deadline_s=DEADLINE_S, k=k)
         except MeshError:
             reply = None  # counted as not answered
-        return Answer(node, reply, time.perf_counter() - began)
+        return Answer(number, node, reply, time.perf_counter() - began)
 
     answers = []
     with ThreadPoolExecutor(IN_FLIGHT, "nmoe-load") as pool:
         for number, answer in enumerate(pool.map(ask, range(len(images))), start=1):
             answers.append(answer)
             if number % 10 == 0 or number == len(images):
-                progress.stage("serving", number, len(images))
+                progress.stage(stage, number, len(images))
     return answers
 
 
@@ -96,7 +135,7 @@ def _mask(node: str, neighbours: tuple[str, ...], names: list[str]) -> Tensor:
     return torch.tensor([name == node or name in neighbours for name in names])
 
 
-def _reference_labels(models: list[NodeModel], masks: list[Tensor], k: int, test: ImageDataset) -> Tensor:
+def _reference_labels(models: list[NodeModel], masks: Tensor, k: int, test: ImageDataset) -> Tensor:
     """Return the label of every image by the in-process layer with the asked node's gate."""
     images = to_unit(test.images)
     labels = torch.empty(len(images), dtype=torch.int64)
@@ -110,11 +149,12 @@ def _reference_labels(models: list[NodeModel], masks: list[Tensor], k: int, test
     return labels
 
 
-def _summary(answers: list[Answer], reference: Tensor, names: list[str], test: ImageDataset, classes_seen: list[list[int]]) -> Served:
-    answered = [(number, answer.reply) for number, answer in enumerate(answers) if answer.reply is not None]
+def _summary(
+    answers: list[Answer], measured: dict[str, float | None], names: list[str], test: ImageDataset, classes_seen: list[list[int]]
+) -> Served:
+    answered = [(answer.image, answer.reply) for answer in answers if answer.reply is not None]
     if not answered:
         raise MeshError("the mesh answered no request")
-    agreed = sum(int(reply.labels[0]) == int(reference[number]) for number, reply in answered)
     right = sum(int(reply.labels[0]) == int(test.labels[number]) for number, reply in answered)
     latency_ms = [1000 * answer.seconds for answer in answers if answer.reply is not None]
     by_class, asked = np.zeros((test.num_classes, len(names))), np.zeros((len(names), len(names)))
@@ -129,9 +169,8 @@ def _summary(answers: list[Answer], reference: Tensor, names: list[str], test: I
         "answered": len(answered),
         "p50_ms": float(np.percentile(latency_ms, 50)),
         "p99_ms": float(np.percentile(latency_ms, 99)),
-        "agreement": agreed / len(answered),
         "accuracy": right / len(answered),
-    }
+    } | measured
     details = {
         "experts": names,
         "classes": list(test.label_names),

@@ -9,14 +9,17 @@ from typing import Any, NamedTuple
 
 import torch
 
+from nmoe.channel.radio import Radio
 from nmoe.core.files import write_json
-from nmoe.federate import Checkpoint, LocalExchange, Record, node_name, run
+from nmoe.federate import Checkpoint, LocalExchange, NodeMemory, Record, State, node_name, run
 from nmoe.learn import predict, spent_epsilon
+from nmoe.moe import Gate
 from nmoe.recipes.central import central_score
 from nmoe.recipes.engines import ray_runner
 from nmoe.recipes.evaluate import Score, TestBench, as_json, mixture_scores, read_models
+from nmoe.recipes.evaluate_links import link_scores
 from nmoe.recipes.options import TrainOptions, read_options
-from nmoe.recipes.program import BUNDLES, EXPERTS, FEATURES, FEDAVG, GATES, TrainProgram, program_of
+from nmoe.recipes.program import BUNDLES, EXPERTS, FEATURES, FEDAVG, GATES, NAIVE_GATES, TrainProgram, node_memory_folder, program_of
 from nmoe.recipes.run_folder import claim
 from nmoe.recipes.watch import Progress, RunWatcher
 from nmoe.report import write_report
@@ -117,7 +120,11 @@ def _results(program: TrainProgram, bench: TestBench, records: list[Record], pro
     models = read_models(out, [node_name(node) for node in range(options.nodes)])
     gates = program.gates()
     masks = torch.stack([gates.mask(node) for node in range(options.nodes)])
-    scores = mixture_scores(models, bench, masks, k=options.k, seed=options.seed)
+    radio = options.radio()
+    if radio is None:
+        scores = mixture_scores(models, bench, masks, k=options.k, seed=options.seed)
+    else:
+        scores = link_scores(models, _naive_gates(program), bench, masks, radio=radio, k=options.k, seed=options.seed)
     scores["fedavg"] = _last_fedavg(program, bench)
     progress.stage("controls", 1, 1)
     scores["central_moe"] = central_score(program, bench, progress)
@@ -127,6 +134,7 @@ def _results(program: TrainProgram, bench: TestBench, records: list[Record], pro
         seconds[record.stage] += record.seconds
         sent[GATES if record.stage == BUNDLES else record.stage] += record.bytes
     seconds["controls"] = time.perf_counter() - began
+    controls = (FEDAVG,) if radio is None else (NAIVE_GATES, FEDAVG)
     return {
         "data": options.data,
         "nodes": options.nodes,
@@ -135,17 +143,44 @@ def _results(program: TrainProgram, bench: TestBench, records: list[Record], pro
         "seed": options.seed,
         "accuracy": as_json(scores),
         "privacy": _privacy(program),
-        "communication": {"train_bytes": {name: sent[name] for name in (FEATURES, EXPERTS, GATES, FEDAVG)}},
+        "communication": {"train_bytes": {name: sent[name] for name in (FEATURES, EXPERTS, GATES, *controls)}},
         "seconds": dict(seconds),
+    } | ({} if radio is None else {"channel": _channel(program, radio)})
+
+
+def _channel(program: TrainProgram, radio: Radio) -> dict[str, Any]:
+    """Say over which links the gate was trained, and how."""
+    options, links = program.options, program.gates().links
+    assert links is not None
+    return {
+        "fading": options.channel,
+        "snr_db": [radio.low_db, radio.high_db],
+        "transmission": options.transmission,
+        "gate": options.channel_gate,
+        "collapse_weight": links.balance,
+        "clean_rounds": links.clean_rounds,
+        "versions": links.versions,
     }
 
 
-def _last_fedavg(program: TrainProgram, bench: TestBench) -> Score:
-    """Score the FedAvg control's final state, read from its checkpoint."""
+def _final(program: TrainProgram, stage: str) -> State:
+    """Return the final state of a stage, read from its checkpoint."""
     assert program.run_folder is not None
-    state = Checkpoint(program.run_folder, [stage.name for stage in program.stages()]).load().finished[FEDAVG]
+    return Checkpoint(program.run_folder, [stage.name for stage in program.stages()]).load().finished[stage]
+
+
+def _naive_gates(program: TrainProgram) -> list[Gate]:
+    """Return every node's gate of the control that is not told of SNRs."""
+    assert program.run_folder is not None
+    stage, state = program.naive_gates(), _final(program, NAIVE_GATES)
+    memories = [NodeMemory(node_memory_folder(program.run_folder, node)) for node in range(program.options.nodes)]
+    return [stage.gate_of(state, memory) for memory in memories]
+
+
+def _last_fedavg(program: TrainProgram, bench: TestBench) -> Score:
+    """Score the FedAvg control's final state."""
     model = program.fedavg().model()
-    model.load_state_dict(state)
+    model.load_state_dict(_final(program, FEDAVG))
     return bench.score_predictions(predict(model, bench.images))
 
 

@@ -4,22 +4,23 @@ The server of a real federation has no expert and no node's memory; these measur
 the run folder, and stop there: nothing here flows back into training.
 """
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from nmoe.data import to_unit
 from nmoe.federate import Gates, NodeMemory, Record, Stage, State, Watcher
+from nmoe.federate.memory import ALWAYS
 from nmoe.federate.payload import select
 from nmoe.learn import Classifier, nearest_neighbours, predict
-from nmoe.moe import Expert, StackedExperts, TopKGate, build, restore
+from nmoe.moe import Expert, build, combine, pick, restore, together
 from nmoe.recipes.evaluate import TestBench, own_expert_score, routing_score
-from nmoe.recipes.program import BUNDLES, EXPERTS, FEATURES, TrainProgram, node_memory_folder
+from nmoe.recipes.evaluate_links import Crossing, crossings
+from nmoe.recipes.program import BUNDLES, EXPERTS, FEATURES, NAIVE_GATES, TrainProgram, node_memory_folder
 
 MAX_LABELLED = 2000  # training images that vote in the kNN monitor
 MAX_TESTED = 2000  # test images an extractor in training is measured on; the last round of a stage uses all
-ALWAYS = 1 << 62  # a clock after every clock
 
 
 class Progress(Protocol):
@@ -27,6 +28,22 @@ class Progress(Protocol):
 
     def stage(self, name: str, done: int, total: int) -> None:
         """Say that ``done`` of ``total`` steps of a stage have ended."""
+
+
+class Frozen(NamedTuple):
+    """What gates are scored on.
+
+    Attributes:
+        bench: the test images.
+        features: [test, dim].
+        logits: of all experts over perfect links, [test, expert, class]; empty where links are noisy.
+        crossings: of each node over noisy links.
+    """
+
+    bench: TestBench
+    features: Tensor
+    logits: Tensor
+    crossings: tuple[Crossing, ...]
 
 
 class RunWatcher(Watcher):
@@ -44,7 +61,7 @@ class RunWatcher(Watcher):
         self._quick_bench = bench.thinned(MAX_TESTED)
         self._progress = progress
         self.records: list[Record] = []
-        self._frozen: tuple[Tensor, Tensor] | None = None  # test features and all experts' logits, known when gates train
+        self._frozen: Frozen | None = None
 
     def evaluate(self, stage: Stage, round: int, state: State) -> dict[str, float]:
         bench = self._bench if round + 1 == stage.rounds else self._quick_bench
@@ -91,20 +108,37 @@ class RunWatcher(Watcher):
         return NodeMemory(node_memory_folder(self._program.run_folder, node))
 
     def _gates(self, stage: Gates, state: State) -> dict[str, float]:
-        if self._frozen is None:
-            extractor_state = next(
-                found for node in range(stage.num_nodes) if (found := self._memory(node).read("extractor", before=ALWAYS)) is not None
-            )
-            features = predict(restore(stage.extractor, extractor_state), self._bench.images)
-            self._frozen = features, predict(StackedExperts(self._experts()), features)
-        features, logits = self._frozen
-        personal = any(self._memory(node).versions("gate") for node in range(stage.num_nodes))
-        same = not personal and all(len(row) == stage.num_nodes - 1 for row in stage.neighbours)
-        routings = []
-        for node in range(1 if same else stage.num_nodes):
-            own = self._memory(node).read("gate", before=ALWAYS) or {}
-            gate = restore(stage.gate, stage.personal_gate(state, own))
-            assert isinstance(gate, TopKGate)
-            routings.append(gate(features, k=stage.k, mask=stage.mask(node)))
-        score = routing_score(routings, logits=logits, bench=self._bench, mix=stage.mix)
-        return {"nmoe_global": score.global_, "nmoe_local": score.local}
+        """Return accuracy after a gate's round; over noisy links, where there are any, every round on the same blocks."""
+        frozen = self._frozen = self._frozen or self._freeze(stage)
+        naive = stage.name == NAIVE_GATES
+        if stage.links is None:
+            personal = any(self._memory(node).versions(stage.own_gate) for node in range(stage.num_nodes))
+            same = not personal and all(len(row) == stage.num_nodes - 1 for row in stage.neighbours)
+            gates = (stage.gate_of(state, self._memory(node)) for node in range(1 if same else stage.num_nodes))
+            routings = [gate(frozen.features, k=stage.k, mask=stage.mask(node)) for node, gate in enumerate(gates)]
+            score = routing_score(routings, logits=frozen.logits, bench=frozen.bench, mix=stage.mix)
+        else:
+            rows = []
+            for node, crossing in enumerate(frozen.crossings):
+                gate = stage.gate_of(state, self._memory(node))
+                routing = gate(frozen.features, k=stage.k, mask=stage.mask(node), snr_db=crossing.snr_db)
+                rows.append(combine(pick(crossing.logits, routing), routing.weights, mix=stage.mix).argmax(dim=1) == frozen.bench.labels)
+            score = frozen.bench.score(torch.stack(rows))
+        return (
+            {"naive_global": score.global_, "naive_local": score.local}
+            if naive
+            else {"nmoe_global": score.global_, "nmoe_local": score.local}
+        )
+
+    def _freeze(self, stage: Gates) -> Frozen:
+        """Compute what does not change while gates train."""
+        bench = self._bench if stage.links is None else self._quick_bench
+        extractor_state = next(
+            found for node in range(stage.num_nodes) if (found := self._memory(node).read("extractor", before=ALWAYS)) is not None
+        )
+        features = predict(restore(stage.extractor, extractor_state), bench.images)
+        experts = together(self._experts())
+        if stage.links is None:
+            return Frozen(bench, features, predict(experts, features), ())
+        seed = self._program.options.seed
+        return Frozen(bench, features, torch.empty(0), tuple(crossings(experts, features, radio=stage.links.radio, seed=seed)))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from nmoe.report import words
-from nmoe.report.run import AccuracyPair, Results, Run, ServingResults
+from nmoe.report.run import AccuracyPair, Channel, Results, Run, ServingResults
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +20,8 @@ def finding(results: Results) -> str:
     overall = _accuracy(results, "nmoe").overall
     if overall is None:
         return f"A mixture of {results.nodes} experts on {results.data}"
-    return f"{results.nodes} nodes together reach {words.percent(overall)} on {results.data}"
+    over = "" if results.channel is None else " over noisy links"
+    return f"{results.nodes} nodes together reach {words.percent(overall)} on {results.data}{over}"
 
 
 def subject(run: Run) -> str:
@@ -31,6 +32,16 @@ def subject(run: Run) -> str:
     if alone is not None:
         said += f" On test samples of all classes a node's own expert alone reaches {words.percent(alone)}"
         said += "." if fedavg is None else f", one classifier trained by FedAvg {words.percent(fedavg)}."
+    return said if results.channel is None else f"{said} {_links(results, results.channel)}"
+
+
+def _links(results: Results, channel: Channel) -> str:
+    """Say over which links features travelled, and what it is worth that the gate sees them."""
+    low, high = channel.snr_db
+    said = f"Links: {channel.fading}, mean SNR {low:g} to {high:g} dB, {channel.transmission}."
+    naive = _accuracy(results, "naive_gate").overall
+    if naive is not None:
+        said += f" A gate trained under the same noise that is not told of SNRs reaches {words.percent(naive)}."
     return said
 
 
@@ -39,7 +50,7 @@ def tiles(run: Run) -> tuple[Tile, ...]:
     results = run.results
     traffic, privacy, seconds = results.communication, results.privacy, results.seconds
     found = [*_accuracy_tiles(results)]
-    train = sum(count for stage, count in traffic.train_bytes.items() if stage != "fedavg")
+    train = sum(count for stage, count in traffic.train_bytes.items() if stage not in words.CONTROLS)
     fedavg = traffic.train_bytes.get("fedavg", sum(one.bytes for one in run.rounds if one.stage == "fedavg"))
     found.append(Tile(label="training traffic", value=words.size(train), note=f"FedAvg {words.size(fedavg)}" if fedavg else "all nodes"))
     if traffic.infer_bytes_per_sample is not None:
@@ -73,8 +84,17 @@ def _accuracy_tiles(results: Results) -> list[Tile]:
 
 
 def _serving_tiles(serving: ServingResults) -> list[Tile]:
-    agreement = "" if serving.agreement is None else f", agreement {words.percent(serving.agreement)}"
+    agreed = serving.simulated is None and serving.agreement is not None
+    agreement = f", agreement {words.percent(serving.agreement)}" if agreed else ""
     found = [Tile(label="requests answered", value=f"{serving.answered:,}", note=f"of {serving.requests:,}{agreement}")]
+    if serving.simulated is not None:
+        found.append(
+            Tile(
+                label="served, right",
+                value=words.percent(serving.accuracy),
+                note=f"simulation {words.expectation(serving.simulated, serving.simulated_error or 0.0)}",
+            )
+        )
     if serving.p50_ms is not None:
         found.append(
             Tile(label="median answer", value=words.milliseconds(serving.p50_ms), note=f"p99 {words.milliseconds(serving.p99_ms)}")

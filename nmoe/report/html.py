@@ -26,6 +26,15 @@ ACCURACY_NOTE = (
     "Local: test samples of the classes a node trained on. Global: test samples of all classes. "
     "The oracle gate always picks the best expert and bounds what any gate can reach."
 )
+LINKS_NOTE = (
+    "All but FedAvg, the central mixture and NMoE over perfect links: over the run's noisy links, all on the same blocks. "
+    "The naive gate was trained under the same noise and is not told of SNRs."
+)
+SIMULATION_NOTE = (
+    "No two answers over noisy links are alike. Simulation: the accuracy that the same mixture over the same links has on average in "
+    "one process, and the standard error of the mesh's around it. Own agree: of answers by the own expert alone, which cross no link, "
+    "the share equal to its answers in one process."
+)
 AGREEMENT_NOTE = "Agreement: share of answers equal to those of the same mixture run in one process."
 
 
@@ -62,7 +71,7 @@ def _body(run: Run, drawings: dict[str, Markup]) -> Markup:
     """Put the page together, from what matters most to what is looked up."""
     results = run.results
     cards = {name: _figure(name, drawing) for name, drawing in drawings.items()}
-    accuracy = _table(summary.accuracy_section(results), ACCURACY_NOTE)
+    accuracy = _table(summary.accuracy_section(results), ACCURACY_NOTE if results.channel is None else f"{ACCURACY_NOTE} {LINKS_NOTE}")
     privacy = _table(summary.privacy_section(results))
     costs = tag("div", _table(summary.traffic_section(results)), _time(run), class_="stack")
     return joined(
@@ -108,7 +117,8 @@ def _section(title: str, *cards: Markup) -> Markup:
 def _serving(run: Run, cards: dict[str, Markup]) -> Markup:
     """Return how the mesh answered, or nothing after training alone."""
     section = summary.serving_section(run.results)
-    table = _table(_upright(section), AGREEMENT_NOTE) if section is not None else Markup()
+    note = AGREEMENT_NOTE if run.results.channel is None else SIMULATION_NOTE
+    table = _table(_upright(section), note) if section is not None else Markup()
     left = joined(table, cards.get("mesh", Markup()))
     right = joined(cards.get("latency", Markup()), cards.get("choice", Markup()))
     if not left and not right:

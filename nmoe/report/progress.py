@@ -12,11 +12,13 @@ WORDS = {
     "experts": "stage 2: personal experts",
     "gates": "stage 3: gates",
     "bundles": "writing bundles",
+    "naive_gates": "control: naive gates",
     "fedavg": "control: FedAvg",
     "controls": "scores",
     "central": "control: central mixture",
     "start": "starting node processes",
     "serving": "answering over the mesh",
+    "alone": "answering without links",
     "report": "report",
 }
 

@@ -53,14 +53,34 @@ class Communication(msgspec.Struct, frozen=True, kw_only=True):
     infer_bytes_per_sample: Amount | None = None
 
 
+class Channel(msgspec.Struct, frozen=True, kw_only=True):
+    """The radio links of a run: mean SNRs in dB from the first number to the second, and the form of the gate that sees them."""
+
+    fading: str
+    snr_db: tuple[float, float]
+    transmission: str
+    gate: str
+
+
 class ServingResults(msgspec.Struct, frozen=True, kw_only=True):
-    """How the mesh answered. ``agreement`` is the share of answers equal to those of the same mixture in one process."""
+    """How the mesh answered.
+
+    Attributes:
+        agreement: share of answers equal to those of the same mixture in one process; over noisy links, which leave no two answers alike,
+            share of answers of the own expert alone that equal its answers in one process.
+        accuracy: share of answers that were right.
+        simulated, simulated_error: over noisy links, the accuracy that a simulation of the same links expects, and one standard error of
+            the mesh's around it.
+    """
 
     requests: Count
     answered: Count
     p50_ms: Amount | None = None
     p99_ms: Amount | None = None
     agreement: Share | None = None
+    accuracy: Accuracy | None = None
+    simulated: Accuracy | None = None
+    simulated_error: Amount | None = None
 
 
 class Results(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,6 +95,7 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     privacy: Privacy
     communication: Communication
     serving: ServingResults | None = None
+    channel: Channel | None = None
     seconds: dict[str, Amount] = {}
 
 

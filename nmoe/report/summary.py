@@ -75,14 +75,19 @@ def serving_section(results: Results) -> Section | None:
     serving = results.serving
     if serving is None:
         return None
-    cells = (
-        f"{serving.requests:,}",
-        f"{serving.answered:,}",
-        words.milliseconds(serving.p50_ms),
-        words.milliseconds(serving.p99_ms),
-        words.percent(serving.agreement),
-    )
-    return Section(title="Serving", columns=("requests", "answered", "p50", "p99", "agreement"), rows=(Row(cells=cells),))
+    pairs = {
+        "requests": f"{serving.requests:,}",
+        "answered": f"{serving.answered:,}",
+        "p50": words.milliseconds(serving.p50_ms),
+        "p99": words.milliseconds(serving.p99_ms),
+    }
+    if serving.simulated is None:
+        pairs["agreement"] = words.percent(serving.agreement)
+    else:
+        pairs["right"] = words.percent(serving.accuracy)
+        pairs["simulation"] = words.expectation(serving.simulated, serving.simulated_error or 0.0)
+        pairs["own agree"] = words.percent(serving.agreement)
+    return Section(title="Serving", columns=tuple(pairs), rows=(Row(cells=tuple(pairs.values())),))
 
 
 def time_section(results: Results) -> Section | None:

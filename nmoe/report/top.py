@@ -45,7 +45,7 @@ def _nodes(views: Sequence[NodeView], silent: Sequence[str]) -> Table:
 
 def _links(views: Sequence[NodeView]) -> Table:
     table = Table(title="links", title_justify="left")
-    for heading in ("from", "to", "state", "rtt", "p50", "p95", "loss", "queue", "share", "asked", "failed", "hedged", "format"):
+    for heading in ("from", "to", "state", "rtt", "p50", "p95", "loss", "queue", "share", "asked", "failed", "hedged", "SNR", "format"):
         table.add_column(heading, justify="left" if heading in ("from", "to", "state", "format") else "right")
     pairs = [(view, link) for view in sorted(views, key=lambda one: one.node) for link in view.links]
     pairs.sort(key=lambda pair: pair[1].state == "up")  # what is wrong comes first
@@ -68,8 +68,17 @@ def _numbers(view: NodeView, link: LinkView) -> list[str | Text]:
         f"{link.asked:,}",
         f"{sum(link.failed.values()):,}",
         f"{link.hedged:,}",
-        _plain(link.format),
+        _snr(link),
+        _plain(f"{link.format}, {link.format_bits} bit"),
     ]
+
+
+def _snr(link: LinkView) -> str | Text:
+    """Return a link's signal-to-noise ratio with its source and age; what was never measured says so."""
+    if link.snr_db is None:
+        return "not measured"
+    age = "" if link.snr_age_s is None else f", {link.snr_age_s:.0f} s ago"
+    return _plain(f"{link.snr_db:.1f} dB ({link.snr_source}{age})")
 
 
 def _refusals(views: Sequence[NodeView]) -> RenderableType:

@@ -4,17 +4,22 @@ METHODS = {
     "own_expert": "own expert only",
     "random_uniform": "random experts, equal weights",
     "all_uniform": "all experts averaged",
+    "naive_gate": "naive gate, SNR hidden",
     "nmoe": "NMoE",
+    "perfect_links": "NMoE over perfect links",
     "oracle_gate": "oracle gate",
     "fedavg": "FedAvg classifier",
     "central_moe": "central mixture",
 }
-STAGES = {"features": "Features", "experts": "Experts", "gates": "Gates", "fedavg": "FedAvg"}
+STAGES = {"features": "Features", "experts": "Experts", "gates": "Gates", "naive_gates": "Naive gates", "fedavg": "FedAvg"}
+CONTROLS = ("naive_gates", "fedavg")  # stages that a run trains for comparison alone
 METRICS = {
     "knn": "kNN on features",
     "own_local": "own expert, local",
     "nmoe_global": "NMoE, global",
     "nmoe_local": "NMoE, local",
+    "naive_global": "naive gate, global",
+    "naive_local": "naive gate, local",
     "fedavg_global": "FedAvg, global",
 }
 NONE = "-"
@@ -33,6 +38,11 @@ def stage(key: str) -> str:
 def percent(share: float | None) -> str:
     """Write a share in [0, 1] as a percentage with one decimal."""
     return NONE if share is None else f"{100 * share:.1f} %"
+
+
+def expectation(share: float, error: float) -> str:
+    """Write an expected share and its standard error as percentages."""
+    return f"{100 * share:.1f} ± {100 * error:.1f} %"
 
 
 def size(num_bytes: float | None) -> str:

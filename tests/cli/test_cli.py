@@ -79,6 +79,11 @@ def test_unknown_option_is_refused() -> None:
         (["--nodes", "5000", "--split", "iid"], "5000"),
         (["--split", "dirichlet:0"], "alpha"),
         (["--dp-epsilon", "0"], "dp epsilon must be above 0"),
+        (["--snr", "-10:20"], "needs one, got -10:20 without a channel"),
+        (["--channel", "rayleigh", "--snr", "20:-10"], "snr must be LOW:HIGH in dB, the lower one first, got '20:-10'"),
+        (["--channel", "rayleigh", "--snr", "-10"], "snr must be LOW:HIGH in dB, got '-10'"),
+        (["--channel", "nakagami"], "channel must be one of awgn, rayleigh, rician:K"),
+        (["--channel", "awgn", "--transmission", "digital:1"], "1"),
     ],
 )
 def test_bad_training_input_is_refused_and_nothing_written(words: list[str], said: str, tmp_path: Path) -> None:
@@ -143,7 +148,7 @@ def test_bad_bundles_and_ports_are_refused(tmp_path: Path) -> None:
 
 COMMANDS = [
     "node", "infer", "router", "top", "mesh run", "mesh simulate", "keys init", "keys issue", "keys revoke", "keys list",
-    "bench federate", "bench mesh", "bench node", "bench churn",
+    "bench channel", "bench federate", "bench mesh", "bench node", "bench churn",
 ]  # fmt: skip
 
 
@@ -199,6 +204,7 @@ def test_help_says_what_arguments_are(command: str, said: str) -> None:
         ("bench node NOWHERE", "holds no bundles"),
         ("bench churn --run NOWHERE", "NOWHERE"),
         ("bench mesh --turns 0", "turns must be at least 1"),
+        ("bench channel --turns 0", "turns must be at least 1"),
     ],
 )
 def test_bad_input_of_the_mesh_is_one_line(words: str, said: str, tmp_path: Path) -> None:

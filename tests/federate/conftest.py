@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from nmoe.channel.analog import Analog
+from nmoe.channel.fading import Rayleigh
+from nmoe.channel.radio import Radio
 from nmoe.core.bundle import ModelSpec, Provenance
 from nmoe.data import DigitViews, ImageDataset
 from nmoe.federate import (
@@ -20,6 +23,7 @@ from nmoe.federate import (
     FedGate,
     FedSC,
     FullSync,
+    GateLinks,
     Gates,
     HeadSync,
     LocalExchange,
@@ -50,6 +54,10 @@ EXTRACTOR = ModelSpec(kind="conv", arguments={"in_channels": 1, "feature_dim": 8
 EXPERT = ModelSpec(kind="mlp", arguments={"feature_dim": 8, "hidden_dim": 6, "num_classes": CLASSES})
 HEAD = ModelSpec(kind="linear", arguments={"feature_dim": 8, "num_classes": CLASSES})
 GATE = ModelSpec(kind="top_k", arguments={"feature_dim": 8, "num_experts": NODES, "trunk_dim": 5, "noisy": True})
+AWARE = ModelSpec(kind="channel_aware", arguments={"feature_dim": 8, "num_experts": NODES, "trunk_dim": 5, "joint": False})
+NAIVE = ModelSpec(kind="top_k", arguments={"feature_dim": 8, "num_experts": NODES, "trunk_dim": 5, "noisy": False})
+RADIO = Radio(fading=Rayleigh(), transmission=Analog(), low_db=-15.0, high_db=15.0)
+LINKS = GateLinks(radio=RADIO, versions=3, clean_rounds=1, balance=0.01)
 RING = tuple(tuple(sorted(((node - 1) % NODES, (node + 1) % NODES))) for node in range(NODES))
 ALL = tuple(tuple(other for other in range(NODES) if other != node) for node in range(NODES))
 TRAINING = LocalTraining(optimiser=Sgd(lr=0.05, momentum=0.5), batch_size=10, epochs=1)
@@ -114,6 +122,12 @@ def gates(**changes: object) -> Gates:
         training=LocalTraining(optimiser=Sgd(lr=0.3), batch_size=14, epochs=1),
     )
     return replace(whole, **changes)
+
+
+def channel_gates(**changes: object) -> tuple[Gates, Gates]:
+    """Return the channel-aware gates and the naive ones that train on the same logits."""
+    whole = gates(**{"gate": AWARE, "links": LINKS, "balance": 0.0} | changes)
+    return whole, replace(whole, name="naive_gates", gate=NAIVE, logits_of="gates")
 
 
 def bundles(of: Gates) -> WriteBundles:
@@ -215,7 +229,10 @@ EXAMPLES: dict[type, list[tuple[Stage, ...]]] = {
     FedCE: [(FedCE(classifier=fedavg(name="features")),)],
     FedSC: [(fedsc(),), (fedsc(participation=0.4, noise_multiplier=0.5),)],
     LocalExperts: [(fedsc(rounds=1), experts())],
-    Gates: [(*before_gates(), gates(neighbours=ALL, k=3, mix=Mix.LOGITS, balance=0.0))],
+    Gates: [
+        (*before_gates(), gates(neighbours=ALL, k=3, mix=Mix.LOGITS, balance=0.0)),
+        (*before_gates(), *channel_gates(scheme=FedGate(sync=TrunkSync()))),
+    ],
     WriteBundles: [(*before_gates(), gates(rounds=2), bundles(gates(rounds=2)))],
     FullSync: [with_sync(FullSync())],
     TrunkSync: [with_sync(TrunkSync())],

@@ -10,19 +10,21 @@ import torch
 from safetensors.torch import load_file
 
 SMALL = ["--nodes", "4", "--split", "shards:3", "--rounds", "2", "--gate-rounds", "3", "--gate-sync", "trunk"]
+NOISY = ["--channel", "rayleigh", "--snr", "-10:20", "--transmission", "digital"]
 
 
-def train(engine: str, out: Path) -> list[dict]:
+def train(engine: str, words: list[str], out: Path) -> list[dict]:
     """Train in a process of its own, as a user would: Ray's daemons must not outlive the test or share its process."""
-    command = [sys.executable, "-m", "nmoe", "train", *SMALL, "--engine", engine, "--out", str(out)]
+    command = [sys.executable, "-m", "nmoe", "train", *SMALL, *words, "--engine", engine, "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_ray_and_local_give_bit_identical_weights_and_byte_counts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("words", [[], NOISY], ids=["perfect-links", "noisy-links"])
+def test_ray_and_local_give_bit_identical_weights_and_byte_counts(words: list[str], tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="the extra 'flower' is not installed")
-    local, ray = (train(engine, tmp_path / engine) for engine in ("local", "ray"))
+    local, ray = (train(engine, words, tmp_path / engine) for engine in ("local", "ray"))
     assert [line["bytes"] for line in local] == [line["bytes"] for line in ray]
     assert not any(line["refused"] for line in local + ray)
     assert [line["metrics"] for line in local] == [line["metrics"] for line in ray]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nmoe.recipes.bench_mesh.base import System, Unavailable
 from nmoe.recipes.bench_mesh.client import Client
-from nmoe.recipes.bench_mesh.ffn import NUM_CHOSEN, Gate, local_moe, make_experts, make_inputs
+from nmoe.recipes.bench_mesh.ffn import NUM_CHOSEN, FfnGate, local_moe, make_experts, make_inputs
 from nmoe.recipes.bench_mesh.grpc_aio import GrpcSystem
 from nmoe.recipes.bench_mesh.hivemind import HivemindSystem
 from nmoe.recipes.bench_mesh.measure import as_rows, bench_mesh, measure
@@ -87,7 +87,7 @@ class DyingSystem(BrokenSystem):
 @pytest.mark.parametrize("batch", [1, 2, 33])
 def test_local_moe_is_what_a_naive_loop_computes(batch):
     (x,) = make_inputs(batch, HIDDEN, 1)
-    gate, experts = Gate(hidden=HIDDEN), make_experts(HIDDEN)
+    gate, experts = FfnGate(hidden=HIDDEN), make_experts(HIDDEN)
     expected = torch.zeros(batch, HIDDEN)
     with torch.no_grad():
         for row in range(batch):
@@ -105,7 +105,7 @@ def test_local_moe_is_what_a_naive_loop_computes(batch):
 
 def test_one_share_per_chosen_expert():
     (x,) = make_inputs(33, HIDDEN, 1)
-    plan = Gate(hidden=HIDDEN).plan(x)
+    plan = FfnGate(hidden=HIDDEN).plan(x)
     experts = [share.expert for share in plan.shares]
     assert experts == sorted(set(experts))
     assert sum(len(share.inputs) for share in plan.shares) == NUM_CHOSEN * len(x)

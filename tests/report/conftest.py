@@ -20,7 +20,7 @@ ACCURACY = {
 }
 
 
-def results(*, serving: bool) -> dict[str, Any]:
+def results(*, serving: bool, channel: bool = False) -> dict[str, Any]:
     """What results.json holds."""
     whole: dict[str, Any] = {
         "data": "digits",
@@ -36,6 +36,12 @@ def results(*, serving: bool) -> dict[str, Any]:
     if serving:
         whole["communication"]["infer_bytes_per_sample"] = 1684.5
         whole["serving"] = {"requests": 1000, "answered": 999, "p50_ms": 4.18, "p99_ms": 17.3, "agreement": 0.985}
+    if channel:
+        whole["channel"] = {"fading": "rayleigh", "snr_db": [-10.0, 20.0], "transmission": "analog", "gate": "additive", "versions": 8}
+        whole["accuracy"] |= {"naive_gate": {"local": 0.91, "global": 0.902}, "perfect_links": {"local": 0.98, "global": 0.97}}
+        whole["communication"]["train_bytes"] |= {"naive_gates": 8_000_000, "fedavg": 1_000_000}
+        if serving:
+            whole["serving"] |= {"agreement": 1.0, "accuracy": 0.951, "simulated": 0.9587, "simulated_error": 0.0119}
     return whole
 
 

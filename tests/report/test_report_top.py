@@ -13,6 +13,7 @@ from nmoe.report.top import MAX_LINKS, mesh_tables
 LINK = LinkView(
     peer="node-1", state="up", experts=("node-1",), rtt_s=0.0004, goodput_bps=2e8, loss=0.25, queue_rows=3, p50_s=0.0021, p95_s=0.0052,
     asked=4000, answered=3980, hedged=12, rows=8000, failed={"late": 20}, bytes_sent=1, bytes_received=1, format="int8",
+    format_bits=8, snr_db=-3.25, snr_source="trace", snr_age_s=2.0,
 )  # fmt: skip
 VIEW = NodeView(
     node="node-0", mesh="lab", endpoint="tcp/127.0.0.1:7447", http="", version="0.1.0", bundle="abc", ready=True, draining=False,
@@ -41,6 +42,8 @@ def test_nodes_links_and_what_is_wrong_are_shown():
         "4.1 ms",
         "5,210",
         "float16",
+        "-3.2 dB (trace, 2 s",
+        "int8, 8",
         "25%",
         "100%",
         "4,000",

@@ -54,7 +54,7 @@ class Plan(NamedTuple):
     weights: Tensor  # [batch * k, 1]
 
 
-class Gate(nn.Module):
+class FfnGate(nn.Module):
     """Linear scores, the best ``NUM_CHOSEN`` of them, softmax over the chosen."""
 
     def __init__(self, *, hidden: int) -> None:
@@ -97,7 +97,7 @@ class LocalMoe(nn.Module):
 
     def __init__(self, *, hidden: int) -> None:
         super().__init__()
-        self.gate = Gate(hidden=hidden)
+        self.gate = FfnGate(hidden=hidden)
         self.experts = nn.ModuleList(make_experts(hidden))
 
     @torch.no_grad()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nmoe.recipes.bench_mesh.base import System
-from nmoe.recipes.bench_mesh.ffn import Gate, combine, make_experts
+from nmoe.recipes.bench_mesh.ffn import FfnGate, combine, make_experts
 from nmoe.recipes.bench_mesh.processes import Child, stdin_closed
 from nmoe.recipes.bench_mesh.tcp import to_bytes, to_tensor
 
@@ -41,7 +41,7 @@ class GrpcSystem(System):
         port = int(await self._child.start("nmoe.recipes.bench_mesh.grpc_aio", str(self.hidden)))
         self._channel = aio.insecure_channel(f"127.0.0.1:{port}", options=OPTIONS)
         self._ask: Callable[[bytes], Awaitable[bytes]] = self._channel.unary_unary("/moe/expert")
-        self._gate = Gate(hidden=self.hidden)
+        self._gate = FfnGate(hidden=self.hidden)
 
     async def stop(self) -> None:
         if self._channel:

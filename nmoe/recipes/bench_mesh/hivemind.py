@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nmoe.recipes.bench_mesh.base import SyncSystem, Unavailable
-from nmoe.recipes.bench_mesh.ffn import NUM_CHOSEN, NUM_EXPERTS, Gate, make_experts
+from nmoe.recipes.bench_mesh.ffn import NUM_CHOSEN, NUM_EXPERTS, FfnGate, make_experts
 from nmoe.recipes.bench_mesh.processes import Child, stdin_closed
 
 NUM_HANDLERS = 2
@@ -53,7 +53,7 @@ class HivemindSystem(SyncSystem):
         self._module = hivemind.RemoteMixtureOfExperts(
             in_features=self.hidden, grid_size=(NUM_EXPERTS,), dht=self._dht, uid_prefix=PREFIX, k_best=NUM_CHOSEN
         )
-        self._module.proj.load_state_dict(Gate(hidden=self.hidden).scores.state_dict())
+        self._module.proj.load_state_dict(FfnGate(hidden=self.hidden).scores.state_dict())
 
     async def stop(self) -> None:
         self._threads.shutdown()

@@ -21,7 +21,7 @@ from nmoe.node import (
     keep_memory,
 )
 from nmoe.recipes.bench_mesh.base import SyncSystem
-from nmoe.recipes.bench_mesh.ffn import NUM_CHOSEN, NUM_EXPERTS, Gate, make_experts
+from nmoe.recipes.bench_mesh.ffn import NUM_CHOSEN, NUM_EXPERTS, FfnGate, make_experts
 from nmoe.recipes.bench_mesh.processes import Child, stdin_closed
 
 MESH, FINGERPRINT = "bench", "ffn"
@@ -50,7 +50,7 @@ class NmoeSystem(SyncSystem):
         transport = ZenohTransport(settings, name=None, fingerprint=FINGERPRINT)
         self._client = ExpertClient(transport, experts=NAMES, in_dim=self.hidden, out_dim=self.hidden)
         await asyncio.to_thread(self._client.wait_for, timeout_s=10.0)
-        gate = Gate(hidden=self.hidden)
+        gate = FfnGate(hidden=self.hidden)
         self._mixture = RemoteMixture(gate=_Scores(gate), experts=RemoteExperts(self._client, deadline_s=DEADLINE_S), k=NUM_CHOSEN)
 
     async def stop(self) -> None:
@@ -73,7 +73,7 @@ class NmoeSystem(SyncSystem):
 class _Scores(nn.Module):
     """The bench gate's scores alone."""
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: FfnGate) -> None:
         super().__init__()
         self.gate = gate
 

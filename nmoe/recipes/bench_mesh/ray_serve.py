@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from nmoe.recipes.bench_mesh.base import SyncSystem, Unavailable
-from nmoe.recipes.bench_mesh.ffn import Gate, combine, make_experts
+from nmoe.recipes.bench_mesh.ffn import FfnGate, combine, make_experts
 from nmoe.recipes.bench_mesh.processes import STOP_S, descendants, kill
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
 
 
-class Experts:
+class RayExperts:
     """What the replica holds."""
 
     def __init__(self, hidden: int) -> None:
@@ -53,7 +53,7 @@ class RaySystem(SyncSystem):
     async def start(self) -> None:
         self._before = set(descendants(os.getpid()))
         await asyncio.to_thread(self._start)
-        self._gate = Gate(hidden=self.hidden)
+        self._gate = FfnGate(hidden=self.hidden)
 
     async def stop(self) -> None:
         if not self._folder:
@@ -88,7 +88,7 @@ class RaySystem(SyncSystem):
         try:
             ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, _temp_dir=self._folder.name)
             serve.start(http_options={"location": "NoServer"}, logging_config={"log_level": "ERROR", "enable_access_log": False})
-            deployment = serve.deployment(num_replicas=1, max_ongoing_requests=256, ray_actor_options={"num_cpus": 1})(Experts)
+            deployment = serve.deployment(num_replicas=1, max_ongoing_requests=256, ray_actor_options={"num_cpus": 1})(RayExperts)
             self._handle: Any = serve.run(deployment.bind(self.hidden), route_prefix=None)
         except (ray.exceptions.RayError, RuntimeError, ConnectionError, OSError) as error:
             raise Unavailable(f"Ray Serve did not start: {error}") from error

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nmoe.core.errors import MeshError
 from nmoe.recipes.bench_mesh.base import System
-from nmoe.recipes.bench_mesh.ffn import Gate, combine, make_experts
+from nmoe.recipes.bench_mesh.ffn import FfnGate, combine, make_experts
 from nmoe.recipes.bench_mesh.processes import Child, stdin_closed
 
 HEADER = struct.Struct("<III")  # payload bytes, request number, expert
@@ -52,7 +52,7 @@ class TcpSystem(System):
         port = int(await self._child.start("nmoe.recipes.bench_mesh.tcp", str(self.hidden)))
         reader, self._writer = await asyncio.open_connection("127.0.0.1", port, limit=BUFFER_BYTES)
         self._reading = asyncio.create_task(self._read(reader))
-        self._gate = Gate(hidden=self.hidden)
+        self._gate = FfnGate(hidden=self.hidden)
 
     async def stop(self) -> None:
         if self._writer:

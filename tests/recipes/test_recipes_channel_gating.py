@@ -1,0 +1,142 @@
+"""The reproduction of channel-aware gating, small: every number is there, links are drawn as said, and bad input is refused."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from nmoe.channel.analog import Analog
+from nmoe.channel.fading import Awgn, Rayleigh
+from nmoe.core.seeds import torch_generator
+from nmoe.core.units import to_db
+from nmoe.data import load_digits
+from nmoe.learn.channel_gating import LinkedMixture
+from nmoe.moe import ConvExtractor, Mix, MlpExpert
+from nmoe.recipes.channel_curves import MeanLinks, answer, mean_and_std, nested
+from nmoe.recipes.channel_gating import CPU, METHODS, PAPER, PAPER_VIT, parts_of, quick
+from nmoe.recipes.reproduction import reproduce_channel_gating
+
+
+class Silent:
+    def stage(self, name: str, done: int, total: int) -> None:
+        assert 1 <= done <= total
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> dict:
+    out = tmp_path_factory.mktemp("reproduce") / "run"
+    found = reproduce_channel_gating(
+        scale="cpu",
+        data="digits",
+        data_dir=None,
+        test=None,
+        seeds=2,
+        brief=True,
+        out=out,
+        force=False,
+        command="nmoe reproduce",
+        progress=Silent(),
+    )
+    assert json.loads((out / "results.json").read_text()) == json.loads(json.dumps(found))
+    assert (out / "figures" / "curves.png").stat().st_size > 10_000
+    assert (out / "figures" / "selection.png").stat().st_size > 5_000
+    table = (out / "results.md").read_text()
+    assert "| channel-aware, additive |" in table
+    assert f"± {100 * found['spreads']['naive']['analog']['0']:.1f}" in table
+    return found
+
+
+def test_results_have_what_is_promised(results):
+    assert {"name", "scale", "seeds", "command", "hardware", "rows", "curves", "spreads", "selection", "settings"} <= set(results)
+    assert set(results["curves"]) == {*METHODS, "aware_told_badly"}
+    for method in METHODS:
+        for transmission in ("analog", "analog_equal", "digital"):
+            assert set(results["curves"][method][transmission]) == {"-10", "0", "10", "30"}
+    assert "digital_repetition" in results["curves"]["aware"]
+    assert len(results["rows"]) == sum(len(curve) for by in results["curves"].values() for curve in by.values())
+    for row in results["rows"]:
+        assert 0 <= row["mean"] <= 1
+        assert row["n"] == 2
+    for shares in results["selection"].values():
+        assert sum(shares) == pytest.approx(1)
+
+
+def test_gates_choose_what_they_can_see(results):
+    assert results["selection"]["snr_only"][:2] == pytest.approx([0.5, 0.5], abs=0.05)
+    assert results["selection"]["random"] == pytest.approx([0.2] * 5, abs=0.06)
+    assert sum(results["selection"]["aware"][:2]) > 0.6 > 0.55 > sum(results["selection"]["naive"][:2])
+    curves = results["curves"]
+    assert curves["aware"]["analog"]["0"] > curves["naive"]["analog"]["0"] > curves["random"]["analog"]["0"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"), [({"scale": "huge"}, "scale must be one of cpu, paper"), ({"seeds": 0}, "seeds must be at least 1, got 0")]
+)
+def test_bad_input_writes_nothing(tmp_path: Path, changes: dict, said: str):
+    given = {
+        "scale": "cpu",
+        "data": "digits",
+        "data_dir": None,
+        "test": None,
+        "seeds": 1,
+        "brief": True,
+        "out": tmp_path / "run",
+        "force": False,
+    }
+    with pytest.raises(ValueError, match=said):
+        reproduce_channel_gating(**given | changes, command="", progress=Silent())
+    assert not (tmp_path / "run").exists()
+
+
+def test_links_are_drawn_as_said():
+    unequal = MeanLinks("unequal", 5.0, 10.0, Awgn()).draw(4000, 5, seed=0)
+    assert torch.allclose(to_db(unequal).sort(dim=1).values, torch.tensor([-5.0, 0.0, 5.0, 10.0, 15.0]).expand(4000, -1), atol=1e-4)
+    assert torch.allclose(to_db(unequal).mean(dim=0), torch.full((5,), 5.0), atol=0.5), "no expert has the better links"
+    assert torch.allclose(to_db(MeanLinks("equal", -7.0, 10.0, Awgn()).draw(3, 5, seed=0)), torch.full((3, 5), -7.0), atol=1e-4)
+    faded = MeanLinks("equal", 0.0, 10.0, Rayleigh()).draw(20_000, 5, seed=1)
+    assert faded.mean() == pytest.approx(1, abs=0.02)
+    assert torch.equal(faded, MeanLinks("equal", 0.0, 10.0, Rayleigh()).draw(20_000, 5, seed=1))
+    with pytest.raises(ValueError, match="pattern must be one of unequal, equal, got 'odd'"):
+        MeanLinks("odd", 0.0, 10.0, Awgn()).draw(1, 5, seed=0)
+
+
+def test_answers_count_right_labels_and_ranks():
+    draws = torch_generator(0, "test")
+    experts = [MlpExpert(feature_dim=8, hidden_dim=4, num_classes=10, generator=draws) for _ in range(3)]
+    extractor = ConvExtractor(in_channels=1, feature_dim=8, generator=draws)
+    mixture = LinkedMixture(extractor=extractor, experts=experts, gate=None, k=1, mix=Mix.LOGITS).eval()
+    images = torch.rand(2500, 1, 8, 8, generator=draws)
+    snr = torch.tensor([3.0, 2.0, 1.0]).repeat(2500, 1)
+    with torch.no_grad():
+        clean = mixture(images, None, transmission=None, generator=torch_generator(0, "noise"))
+    perfect = torch.full_like(snr, math.inf)
+    found = answer(mixture, images, clean.probabilities.argmax(dim=1), perfect, Analog(), seed=0)
+    assert 0.2 < found.accuracy <= 1
+    ranks = answer(mixture, images, torch.zeros(2500, dtype=torch.int64), snr, Analog(), seed=0).rank_shares
+    assert torch.allclose(ranks, torch.full((3,), 1 / 3), atol=0.04)
+
+
+def test_statistics():
+    assert mean_and_std([1.0, 2.0, 3.0]) == (2.0, 1.0)
+    assert mean_and_std([4.0]) == (4.0, 0.0)
+    assert nested({("a", "analog", -10.0): 0.5, ("a", "analog", 0.0): 0.6}) == {"a": {"analog": {"-10": 0.5, "0": 0.6}}}
+
+
+@pytest.mark.parametrize("scale", [PAPER, PAPER_VIT], ids=["resnet", "vit"])
+def test_larger_networks_can_be_cut_for_colour_images(scale):
+    data = load_digits()
+    colour = data.train.subset(torch.arange(8).numpy())
+    images = colour.images.repeat(4, axis=1).repeat(4, axis=2).repeat(3, axis=3)
+    larger = type(data)(train=_with_images(colour, images), test=_with_images(colour, images))
+    parts = parts_of(quick(scale), larger, seed=0)
+    assert parts.extractor.kind == scale.backbone
+    assert parts.train.shape == (8, 3, 32, 32)
+    narrow = _with_images(colour, images[:, :, :16])
+    with pytest.raises(ValueError, match="square images wanted, got 32 x 16"):
+        parts_of(quick(CPU), type(data)(train=narrow, test=narrow), seed=0)
+
+
+def _with_images(data, images):
+    return type(data).from_arrays(name="colour", images=images, labels=data.labels, num_classes=10)
