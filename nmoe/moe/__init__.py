@@ -1,7 +1,7 @@
 """Networks: extractors, experts, gates and the mixture they form."""
 
 from nmoe.moe.backbone import BACKBONES, cuts, split
-from nmoe.moe.balance import collapse_penalty, expert_load, gate_entropy, importance, importance_cv2
+from nmoe.moe.balance import expert_load, gate_entropy, importance, importance_cv2
 from nmoe.moe.build import NodeModel, build, fresh_extractor, node_model, restore
 from nmoe.moe.channel_gate import ChannelAwareGate, SnrGate
 from nmoe.moe.expert import Expert, Experts, LinearHead, MlpExpert, SeparateExperts, StackedExperts, together
@@ -40,7 +40,6 @@ __all__ = [
     "VisionTransformerTail",
     "all_uniform",
     "build",
-    "collapse_penalty",
     "combine",
     "cuts",
     "expert_load",

@@ -1,4 +1,4 @@
-"""Balance: how evenly a gate uses its experts over a batch, and penalties that keep it from collapsing onto a few.
+"""Balance: how evenly a gate uses its experts over a batch, and the penalty that keeps it from collapsing onto a few.
 
 Sources: Shazeer et al., Outrageously large neural networks, ICLR 2017, eq. (6) and (7) (importance, its squared coefficient of variation,
 load); channel-aware gating (arXiv 2504.00819) trains with a regulariser against collapse, whose form is not known to us.
@@ -13,8 +13,6 @@ load); channel-aware gating (arXiv 2504.00819) trains with a regulariser against
 Departures: load is the plain count, not Shazeer's smooth estimate, which needs a noisy gate. All are of the batch on average: links differ
 from sample to sample, and balance within a sample would fight the preference for good links.
 """
-
-import math
 
 import torch
 from jaxtyping import Float, Int
@@ -50,19 +48,3 @@ def gate_entropy(weights: Float[Tensor, "batch expert"]) -> Float[Tensor, ""]:
     mean = weights.mean(dim=0)
     entropy: Tensor = torch.special.entr(mean.clamp_min(torch.finfo(mean.dtype).tiny)).sum()  # at exactly 0 the slope would be infinite
     return entropy
-
-
-def collapse_penalty(weights: Float[Tensor, "batch expert"], *, floor: float = 0.5) -> Float[Tensor, ""]:
-    """Return by how many nats the entropy of the batch's mean gate lies below a floor; 0, without gradient, above it.
-
-    Args:
-        weights: of every expert that can be reached, in its column.
-        floor: share of the highest entropy, log of the number of columns, between 0 and 1. Half of it (ours) is what the square root of
-            their number would have if used alike.
-
-    Raises:
-        ValueError: when ``floor`` is out of range or the batch is empty.
-    """
-    if not 0 <= floor <= 1:
-        raise ValueError(f"floor must be between 0 and 1, got {floor}")
-    return (floor * math.log(weights.shape[1]) - gate_entropy(weights)).clamp_min(0)

@@ -1,5 +1,6 @@
 """Curves of channel-aware gating: what trained mixtures answer at each mean SNR, and whom they choose."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from nmoe.channel.base import Fading, Transmission
 from nmoe.core.seeds import torch_generator
 from nmoe.core.units import from_db, to_db
 from nmoe.learn.channel_gating import LinkedMixture
+from nmoe.moe import gate_entropy, importance
 
 CHUNK = 1000  # images answered at once
 PATTERNS = ("unequal", "equal")
@@ -53,10 +55,12 @@ class LinkedAnswers(NamedTuple):
     Attributes:
         accuracy: share of right labels.
         rank_shares: share of choices that fell on the link of each rank, best SNR first; they add up to 1.
+        entropy: of the mean gate over all images, in nats, as a share of the largest there can be: 0 for a gate that has collapsed.
     """
 
     accuracy: float
     rank_shares: Float[Tensor, " expert"]
+    entropy: float
 
 
 @torch.inference_mode()
@@ -86,7 +90,8 @@ def answer(
     told_db = to_db(snr)
     if told_error_db:
         told_db = told_db + told_error_db * torch.randn(snr.shape, generator=torch_generator(seed, "told"))
-    right, counts = 0, torch.zeros(snr.shape[1])
+    experts = snr.shape[1]
+    right, counts, weights = 0, torch.zeros(experts), torch.zeros(1, experts)
     ranks = snr.argsort(dim=1, descending=True).argsort(dim=1)  # [sample, expert]: 0 for the best link
     for start in range(0, len(images), CHUNK):
         rows = slice(start, start + CHUNK)
@@ -94,8 +99,10 @@ def answer(
             images[rows].to(device), snr[rows].to(device), transmission=transmission, generator=generator, told_db=told_db[rows].to(device)
         )
         right += int((output.probabilities.argmax(dim=1).cpu() == labels[rows]).sum())
-        counts += ranks[rows].gather(1, output.routing.experts.cpu()).flatten().bincount(minlength=snr.shape[1])
-    return LinkedAnswers(accuracy=right / len(images), rank_shares=counts / counts.sum())
+        counts += ranks[rows].gather(1, output.routing.experts.cpu()).flatten().bincount(minlength=experts)
+        weights += importance(output.routing.dense(experts)).cpu()
+    entropy = float(gate_entropy(weights / len(images))) / math.log(experts)
+    return LinkedAnswers(accuracy=right / len(images), rank_shares=counts / counts.sum(), entropy=entropy)
 
 
 def nested(cells: Mapping[tuple[str, str, float], float]) -> dict[str, dict[str, dict[str, float]]]:

@@ -10,8 +10,9 @@ at each mean SNR, with new draws of fading and noise that are the same for every
     unequal   the links of a sample have mean SNRs of mean + (-10, ..., 10) dB, evenly spaced, in an order drawn per sample
     equal     all links have the same mean SNR; only fading tells them apart
 
-Departures: digital transmission is tested on mixtures trained on analog noise (an option of the spec), 8 bits per number, QPSK. Coded
-transmission is tested on fewer images, as decoding takes long. One control beyond the paper's: a gate that is told SNRs with errors.
+Departures: digital transmission is tested on mixtures trained on analog noise (an option of the spec), 8 bits per number, QPSK. It is
+tested on fewer images, above all where bits are decoded, which takes long. One control beyond the paper's: a gate that is told SNRs with
+errors.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,9 +35,9 @@ from nmoe.core.bundle import ModelSpec
 from nmoe.core.seeds import torch_generator
 from nmoe.data import TrainTest, to_unit
 from nmoe.learn.channel_gating import ChannelTraining, LinkedMixture
-from nmoe.moe import ChannelAwareGate, Expert, Gate, Mix, SnrGate, TopKGate, build, fresh_extractor, split
+from nmoe.moe import ChannelAwareGate, Expert, Gate, Mix, SnrGate, TopKGate, build, cuts, fresh_extractor, split
 from nmoe.moe.extractor import Extractor
-from nmoe.recipes.channel_curves import PATTERNS, MeanLinks, answer, mean_and_std, nested
+from nmoe.recipes.channel_curves import PATTERNS, LinkedAnswers, MeanLinks, answer, mean_and_std, nested
 from nmoe.recipes.program import PIXELS
 from nmoe.recipes.watch import Progress
 
@@ -62,7 +63,8 @@ class Scale:
         clean: training over perfect channels.
         links: training over links.
         train, test: most images used; None for all.
-        coded_test: most images that coded transmission is tested with.
+        digital_test: most images that digital transmission is tested with, without decoders.
+        coded_test: most images that it is tested with where bits are decoded, which takes long.
         means_db: mean SNRs tested.
         transmissions: tested beside analog, by name.
     """
@@ -77,7 +79,8 @@ class Scale:
     links: ChannelTraining
     train: int | None = None
     test: int | None = None
-    coded_test: int = 500
+    digital_test: int = 3000
+    coded_test: int = 250
     means_db: Sequence[int] = MEANS_DB
     transmissions: Mapping[str, Callable[[], Transmission]]
 
@@ -119,10 +122,17 @@ PAPER = Scale(
     expert_dim=64,
     clean=ChannelTraining(epochs=60, lr=1e-3),
     links=ChannelTraining(epochs=60, lr=1e-3, links_first=20),
+    digital_test=10_000,
     coded_test=2000,
     transmissions=CODES | {"digital_ldpc": ldpc},
 )
 PAPER_VIT = replace(PAPER, backbone="vit", cut="cls", sizes={"patch_size": 4, "width": 192, "depth": 6, "heads": 3})
+LAST_CUTS: Mapping[str, str] = {"lenet": "pool2", "fixup_resnet": "stage3", "vit": "cls"}  # where a network is cut if the user does not say
+SIZES: Mapping[str, Mapping[str, int]] = {
+    "lenet": {},
+    "fixup_resnet": {"widen": 1},
+    "vit": {"patch_size": 4, "width": 48, "depth": 2, "heads": 2},
+}
 
 
 class TrialParts(NamedTuple):
@@ -137,12 +147,32 @@ class TrialParts(NamedTuple):
     pixels: tuple[tuple[float, ...], tuple[float, ...]]
 
 
+def sized(scale: Scale, *, backbone: str | None, cut: str | None, expert_dim: int | None) -> Scale:
+    """Return a scale with another network, cut or experts; None leaves one as it is.
+
+    Raises:
+        ValueError: when there is no such backbone or cut, or ``expert_dim`` is negative.
+    """
+    if expert_dim is not None and expert_dim < 0:
+        raise ValueError(f"expert dim must be at least 0, got {expert_dim}")
+    if backbone is not None and backbone != scale.backbone:
+        if backbone not in LAST_CUTS:
+            raise ValueError(f"backbone must be one of {', '.join(LAST_CUTS)}, got {backbone!r}")
+        scale = replace(scale, backbone=backbone, cut=LAST_CUTS[backbone], sizes=SIZES[backbone])
+    if cut is not None:
+        places = {str(place): place for place in cuts(scale.backbone, scale.sizes)}
+        if cut not in places:
+            raise ValueError(f"{scale.backbone} can be cut at {', '.join(places)}, got {cut!r}")
+        scale = replace(scale, cut=places[cut])
+    return scale if expert_dim is None else replace(scale, expert_dim=expert_dim)
+
+
 def quick(scale: Scale) -> Scale:
     """Return a scale that ends within a minute: fewer images, epochs and points."""
     few = {"batch_size": 32, "lr": 4e-3}
     return replace(
         scale,
-        sizes={"lenet": {}, "fixup_resnet": {"widen": 1}, "vit": {"patch_size": 4, "width": 24, "depth": 1, "heads": 2}}[scale.backbone],
+        sizes=SIZES[scale.backbone],
         clean=ChannelTraining(epochs=8, **few),  # type: ignore[arg-type]  # a dict of numbers
         links=ChannelTraining(epochs=8, links_first=3, **few),  # type: ignore[arg-type]
         train=1000,
@@ -246,14 +276,14 @@ def noise_generator(device: torch.device, seed: int, *path: str | int) -> torch.
 
 def measure(
     scale: Scale, parts: TrialParts, method: str, mixture: LinkedMixture, *, seed: int
-) -> tuple[dict[tuple[str, str, float], float], list[float]]:
+) -> tuple[dict[tuple[str, str, float], float], LinkedAnswers]:
     """Answer the test set over all links and transmissions.
 
     Returns:
-        Accuracies by (method, transmission, mean SNR in dB); and shares of choices by the rank of their link, best first.
+        Accuracies by (method, transmission, mean SNR in dB); and the answers over unequal links of mean SNR ``RANKS_AT_DB``.
     """
     found: dict[tuple[str, str, float], float] = {}
-    shares: list[float] = []
+    middle: LinkedAnswers | None = None
     for pattern in PATTERNS:
         for mean_db in scale.means_db:
             links = MeanLinks(pattern, mean_db, SPREAD_DB, RADIO.fading)
@@ -264,16 +294,17 @@ def measure(
             if pattern == "equal":
                 continue
             if mean_db == RANKS_AT_DB:
-                shares = said.rank_shares.tolist()
+                middle = said
             if method == "aware":
                 said = answer(mixture, parts.test, parts.test_labels, snr, RADIO.transmission, seed=seed, told_error_db=TOLD_ERROR_DB)
                 found["aware_told_badly", name, mean_db] = said.accuracy
             for other, make in scale.transmissions.items():
                 if other == "digital" or method in CODED:
-                    count = len(parts.test) if other in PLAIN else min(scale.coded_test, len(parts.test))
+                    count = min(scale.digital_test if other in PLAIN else scale.coded_test, len(parts.test))
                     said = answer(mixture, parts.test[:count], parts.test_labels[:count], snr[:count], make(), seed=seed)
                     found[method, other, mean_db] = said.accuracy
-    return found, shares
+    assert middle is not None
+    return found, middle
 
 
 def channel_gating(scale: Scale, data: TrainTest, *, seeds: int, device: torch.device, progress: Progress) -> dict[str, Any]:
@@ -288,7 +319,7 @@ def channel_gating(scale: Scale, data: TrainTest, *, seeds: int, device: torch.d
 
     Returns:
         ``curves`` and ``spreads`` (``{method: {transmission: {snr_db: mean or standard deviation}}}``), ``selection`` (shares of choices by
-        rank of the link, best first, per method), ``rows`` and ``settings``.
+        rank of the link, best first, per method), ``gate_entropy`` (share of the largest, per method), ``rows`` and ``settings``.
 
     Raises:
         ValueError: when ``seeds`` is below 1 or the images do not fit.
@@ -296,14 +327,14 @@ def channel_gating(scale: Scale, data: TrainTest, *, seeds: int, device: torch.d
     if seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {seeds}")
     cells: dict[tuple[str, str, float], list[float]] = {}
-    selection: dict[str, list[list[float]]] = {}
+    middles: dict[str, list[LinkedAnswers]] = {}
     for seed in range(seeds):
         parts = parts_of(scale, data, seed=seed)
         for method, mixture in trained(scale, parts, seed=seed, device=device, progress=progress):
-            found, shares = measure(scale, parts, method, mixture, seed=seed)
+            found, middle = measure(scale, parts, method, mixture, seed=seed)
             for cell, accuracy in found.items():
                 cells.setdefault(cell, []).append(accuracy)
-            selection.setdefault(method, []).append(shares)
+            middles.setdefault(method, []).append(middle)
     stats = {cell: mean_and_std(values) for cell, values in cells.items()}
     rows = [
         {"method": method, "setting": f"{transmission}, {mean_db:g} dB", "metric": "accuracy", "mean": mean, "std": std, "n": seeds}
@@ -312,7 +343,8 @@ def channel_gating(scale: Scale, data: TrainTest, *, seeds: int, device: torch.d
     return {
         "curves": nested({cell: mean for cell, (mean, _) in stats.items()}),
         "spreads": nested({cell: std for cell, (_, std) in stats.items()}),
-        "selection": {method: torch.tensor(found).mean(dim=0).tolist() for method, found in selection.items()},
+        "selection": {method: torch.stack([one.rank_shares for one in said]).mean(dim=0).tolist() for method, said in middles.items()},
+        "gate_entropy": {method: mean_and_std([one.entropy for one in said])[0] for method, said in middles.items()},
         "settings": _settings(scale, data, parts),
         "rows": rows,
     }
@@ -323,6 +355,7 @@ def _settings(scale: Scale, data: TrainTest, parts: TrialParts) -> dict[str, Any
         "data": data.train.name,
         "train": len(parts.train),
         "test": len(parts.test),
+        "digital_test": min(scale.digital_test, len(parts.test)),
         "coded_test": min(scale.coded_test, len(parts.test)),
         "extractor": parts.extractor.kind,
         "cut": parts.extractor.arguments.get("cut", "end"),

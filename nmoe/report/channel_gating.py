@@ -51,12 +51,14 @@ def channel_gating_table(results: Mapping[str, Any]) -> Iterator[str]:
         methods = [method for method in METHOD_WORDS if transmission in results["curves"].get(method, {})]
         if methods:
             yield from ("", f"## {words}", "")
-            if transmission.startswith("digital_") and settings["coded_test"] < settings["test"]:
-                yield from (f"On up to {settings['test']:,} test images; decoders on {settings['coded_test']:,}.", "")
+            if transmission.startswith("digital"):
+                count = settings["digital_test" if transmission in ("digital", "digital_repetition") else "coded_test"]
+                yield from (f"On the first {count:,} test images.", "")
             yield from _curves(results, transmission, methods, means)
     yield from ("", f"## Share of choices by the rank of the link (unequal, {settings['ranks_at_db']:g} dB)", "")
     yield from _selection(results)
-    yield ""
+    words = ", ".join(f"{METHOD_WORDS[method]} {share:.2f}" for method, share in results["gate_entropy"].items())
+    yield from ("", f"Entropy of the mean gate there, 1 for all experts alike and 0 for a collapsed gate: {words}.", "")
     hardware = results["hardware"]
     machine = hardware.get("gpu", hardware["cpu"])
     yield f"`{results['command']}`: {results['seconds'] / 60:.1f} minutes on {machine}, {hardware['cores']} cores."

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import entropy
 
-from nmoe.moe import Routing, TopKGate, collapse_penalty, expert_load, gate_entropy, importance, importance_cv2
+from nmoe.moe import Routing, TopKGate, expert_load, gate_entropy, importance, importance_cv2
 
 rows_of_three = st.lists(st.lists(st.floats(0.01, 1), min_size=3, max_size=3), min_size=1, max_size=5)
 
@@ -76,29 +76,7 @@ def test_entropy_at_its_ends():
         gate_entropy(torch.zeros(0, 3))
 
 
-@given(rows_of_three, st.floats(0, 1))
-def test_the_penalty_is_what_the_entropy_lacks(rows, floor):
-    weights = gates(rows)
-    wanted = max(floor * math.log(3) - entropy(np.asarray(weights).mean(axis=0)), 0)
-    assert float(collapse_penalty(weights, floor=floor)) == pytest.approx(wanted, abs=1e-9)
-
-
-def test_the_penalty_lets_alone_what_is_balanced_enough_and_any_sample():
-    even = torch.eye(4, requires_grad=True)  # every sample asks one expert, every expert is asked once
-    penalty = collapse_penalty(even)
-    penalty.backward()
-    assert float(penalty.detach()) == 0
-    assert not even.grad.any()
-
-
-@pytest.mark.parametrize("floor", [-0.1, 1.1, math.nan])
-def test_a_floor_out_of_range_is_refused(floor):
-    with pytest.raises(ValueError, match="floor must be between 0 and 1, got"):
-        collapse_penalty(torch.eye(3), floor=floor)
-
-
-@pytest.mark.parametrize("penalty", [collapse_penalty, importance_cv2], ids=["entropy", "cv2"])
-def test_descending_a_penalty_spreads_a_collapsed_gate(penalty):
+def test_descending_cv2_spreads_a_collapsed_gate():
     gate = TopKGate(feature_dim=3, num_experts=4, trunk_dim=0, noisy=False, generator=torch.Generator())
     with torch.no_grad():
         gate.output.bias.copy_(torch.tensor([6.0, 0.0, 0.0, 0.0]))
@@ -108,7 +86,7 @@ def test_descending_a_penalty_spreads_a_collapsed_gate(penalty):
     start = float(gate_entropy(gate(features, k=4, mask=mask).dense(4)).detach())
     for _ in range(100):
         optimiser.zero_grad()
-        penalty(gate(features, k=4, mask=mask).dense(4)).backward()
+        importance_cv2(gate(features, k=4, mask=mask).dense(4)).backward()
         optimiser.step()
     assert start < 0.1
     assert float(gate_entropy(gate(features, k=4, mask=mask).dense(4)).detach()) >= 0.5 * math.log(4) - 0.05

@@ -13,9 +13,9 @@ from nmoe.core.seeds import torch_generator
 from nmoe.core.units import to_db
 from nmoe.data import load_digits
 from nmoe.learn.channel_gating import LinkedMixture
-from nmoe.moe import ConvExtractor, Mix, MlpExpert
+from nmoe.moe import ConvExtractor, Mix, MlpExpert, build
 from nmoe.recipes.channel_curves import MeanLinks, answer, mean_and_std, nested
-from nmoe.recipes.channel_gating import CPU, METHODS, PAPER, PAPER_VIT, parts_of, quick
+from nmoe.recipes.channel_gating import CPU, METHODS, PAPER, PAPER_VIT, parts_of, quick, sized
 from nmoe.recipes.reproduction import reproduce_channel_gating
 
 
@@ -32,6 +32,9 @@ def results(tmp_path_factory) -> dict:
         data="digits",
         data_dir=None,
         test=None,
+        backbone=None,
+        cut=None,
+        expert_dim=None,
         seeds=2,
         brief=True,
         out=out,
@@ -49,7 +52,9 @@ def results(tmp_path_factory) -> dict:
 
 
 def test_results_have_what_is_promised(results):
-    assert {"name", "scale", "seeds", "command", "hardware", "rows", "curves", "spreads", "selection", "settings"} <= set(results)
+    assert {"name", "scale", "seeds", "command", "hardware", "rows", "curves", "spreads", "selection", "gate_entropy", "settings"} <= set(
+        results
+    )
     assert set(results["curves"]) == {*METHODS, "aware_told_badly"}
     for method in METHODS:
         for transmission in ("analog", "analog_equal", "digital"):
@@ -67,12 +72,22 @@ def test_gates_choose_what_they_can_see(results):
     assert results["selection"]["snr_only"][:2] == pytest.approx([0.5, 0.5], abs=0.05)
     assert results["selection"]["random"] == pytest.approx([0.2] * 5, abs=0.06)
     assert sum(results["selection"]["aware"][:2]) > 0.6 > 0.55 > sum(results["selection"]["naive"][:2])
+    for method in ("aware", "aware_joint"):
+        assert results["gate_entropy"][method] > 0.8, "the gate has not collapsed onto few experts"
     curves = results["curves"]
     assert curves["aware"]["analog"]["0"] > curves["naive"]["analog"]["0"] > curves["random"]["analog"]["0"]
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"), [({"scale": "huge"}, "scale must be one of cpu, paper"), ({"seeds": 0}, "seeds must be at least 1, got 0")]
+    ("changes", "said"),
+    [
+        ({"scale": "huge"}, "scale must be one of cpu, paper"),
+        ({"seeds": 0}, "seeds must be at least 1, got 0"),
+        ({"backbone": "alexnet"}, "backbone must be one of lenet, fixup_resnet, vit, got 'alexnet'"),
+        ({"cut": "pool9"}, "lenet can be cut at pool1, pool2, fc1, got 'pool9'"),
+        ({"backbone": "vit", "cut": "7"}, "vit can be cut at 0, 1, 2, cls, got '7'"),
+        ({"expert_dim": -1}, "expert dim must be at least 0, got -1"),
+    ],
 )
 def test_bad_input_writes_nothing(tmp_path: Path, changes: dict, said: str):
     given = {
@@ -80,6 +95,9 @@ def test_bad_input_writes_nothing(tmp_path: Path, changes: dict, said: str):
         "data": "digits",
         "data_dir": None,
         "test": None,
+        "backbone": None,
+        "cut": None,
+        "expert_dim": None,
         "seeds": 1,
         "brief": True,
         "out": tmp_path / "run",
@@ -114,6 +132,7 @@ def test_answers_count_right_labels_and_ranks():
     perfect = torch.full_like(snr, math.inf)
     found = answer(mixture, images, clean.probabilities.argmax(dim=1), perfect, Analog(), seed=0)
     assert 0.2 < found.accuracy <= 1
+    assert answer(mixture, images, clean.probabilities.argmax(dim=1), perfect, Analog(), seed=0).entropy == pytest.approx(1, abs=1e-3)
     ranks = answer(mixture, images, torch.zeros(2500, dtype=torch.int64), snr, Analog(), seed=0).rank_shares
     assert torch.allclose(ranks, torch.full((3,), 1 / 3), atol=0.04)
 
@@ -136,6 +155,19 @@ def test_larger_networks_can_be_cut_for_colour_images(scale):
     narrow = _with_images(colour, images[:, :, :16])
     with pytest.raises(ValueError, match="square images wanted, got 32 x 16"):
         parts_of(quick(CPU), type(data)(train=narrow, test=narrow), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "cut", "dim"), [("lenet", "pool1", 6 * 14 * 14), ("fixup_resnet", "stage2", 32 * 14 * 14), ("vit", "1", 48 * 50)]
+)
+def test_where_the_cut_lies_is_a_parameter(backbone, cut, dim):
+    size = sized(CPU, backbone=backbone, cut=cut, expert_dim=0)
+    digits = load_digits().train.subset(torch.arange(6).numpy())
+    larger = _with_images(digits, digits.images.repeat(4, axis=1)[:, :28].repeat(4, axis=2)[:, :, :28])
+    parts = parts_of(size, type(load_digits())(train=larger, test=larger), seed=0)
+    assert parts.expert.kind == {"lenet": "lenet_tail", "fixup_resnet": "fixup_tail", "vit": "vit_tail"}[backbone]
+    expert = build(parts.expert, generator=torch.Generator())
+    assert expert.feature_dim == dim
 
 
 def _with_images(data, images):
