@@ -10,7 +10,7 @@ from nmoe.cli.root import app, interruptible_import
 from nmoe.core.errors import BadFile
 
 if TYPE_CHECKING:
-    from nmoe.node import TlsFiles
+    from nmoe.node import RadioLinks, TlsFiles
 
 MeshName = Annotated[str, typer.Option("--mesh", help="Name of the mesh.")]
 Connect = Annotated[list[str] | None, typer.Option(help="Endpoint of a node to begin with; repeat for more.", metavar="ENDPOINT")]
@@ -29,6 +29,27 @@ AsNode = Annotated[
 Multicast = Annotated[
     str | None, typer.Option(help="Interface on which nodes look for each other, such as eth0; auto for any.", metavar="IFACE")
 ]
+Listen = Annotated[
+    list[str] | None,
+    typer.Option(help="Own endpoint (tcp/127.0.0.1:7447 if not given); repeat for more bundles, in order.", metavar="ENDPOINT"),
+]
+Http = Annotated[
+    str | None, typer.Option(help="Answer over HTTP too, with dashboard and metrics; more bundles count the port up.", metavar="HOST:PORT")
+]
+Site = Annotated[str | None, typer.Option(help="Nodes of one site dial each other; others are met at a router.", metavar="NAME")]
+DirectPort = Annotated[int, typer.Option(help="Port for direct links of peers, beside --listen; 0 for any. One bundle only, unless 0.")]
+Format = Annotated[str, typer.Option("--format", help="How features travel.", metavar="auto|float32|float16|int8|int4")]
+RoutingWord = Annotated[str, typer.Option("--routing", help="What decides who is asked.", metavar="both|gate|link")]
+Channel = Annotated[str | None, typer.Option(help="Simulate radio links to neighbours that fade so.", metavar="awgn|rayleigh|rician:K")]
+Snr = Annotated[str | None, typer.Option(help="Range of their mean SNRs in dB; -10:20 if not given.", metavar="LOW:HIGH")]
+TransmissionWord = Annotated[
+    str | None, typer.Option("--transmission", help="How features cross them; analog if not given.", metavar="analog|digital|digital:BITS")
+]
+ChannelSeed = Annotated[int | None, typer.Option(help="Seed of their SNRs, fading and noise; 0 if not given.", metavar="N")]
+ChannelTrace = Annotated[
+    Path | None, typer.Option(help="Take their SNRs from reports of real links (CSV) instead of a range.", metavar="FILE")
+]
+WirelessFlag = Annotated[bool, typer.Option("--wireless", help="Show what the system says of its wireless interface as SNR.")]
 
 
 def tls_files(ca: Path | None, certificate: Path | None, key: Path | None) -> "TlsFiles | None":
@@ -52,44 +73,66 @@ def tls_files(ca: Path | None, certificate: Path | None, key: Path | None) -> "T
     return TlsFiles(root_ca=ca, certificate=certificate, private_key=key)
 
 
+def radio_links(
+    *, channel: str | None, snr: str | None, transmission: str | None, seed: int | None, trace: Path | None
+) -> "RadioLinks | None":
+    """Return the radio links that ``nmoe node`` is to simulate, or None for none.
+
+    Raises:
+        ValueError: when a word is not understood, or says something of links that are not simulated.
+        BadFile: when the trace cannot be read.
+    """
+    if channel is None and trace is None:
+        given = {"--snr": snr, "--transmission": transmission, "--channel-seed": seed}
+        for name, word in given.items():
+            if word is not None:
+                raise ValueError(f"{name} says what simulated links are like: --channel or --channel-trace wanted, got {name} {word} alone")
+        return None
+    if trace is not None and snr is not None:
+        raise ValueError(f"mean SNRs from either --snr or --channel-trace wanted, got --snr {snr} and --channel-trace {trace}")
+    from nmoe.channel.trace import read_trace
+    from nmoe.node import RadioLinks
+    from nmoe.recipes.channel_options import DEFAULT_SNR, parse_radio
+
+    radio = parse_radio(channel or "awgn", snr or DEFAULT_SNR, transmission or "analog")
+    return RadioLinks(radio=radio, seed=seed or 0, traces={} if trace is None else read_trace(trace))
+
+
 @app.command()
 def node(
     bundles: Annotated[list[Path], typer.Argument(help="Bundle folders to serve.", metavar="BUNDLE...")],
     mesh: MeshName = "nmoe",
-    listen: Annotated[
-        list[str] | None,
-        typer.Option(help="Own endpoint (tcp/127.0.0.1:7447 if not given); repeat for more bundles, in order.", metavar="ENDPOINT"),
-    ] = None,
+    listen: Listen = None,
     as_node: AsNode = None,
     connect: Connect = None,
-    http: Annotated[
-        str | None,
-        typer.Option(help="Answer over HTTP too, with dashboard and metrics; more bundles count the port up.", metavar="HOST:PORT"),
-    ] = None,
+    http: Http = None,
     tls_ca: TlsCa = None,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
     members: Members = None,
     multicast: Multicast = None,
-    site: Annotated[str | None, typer.Option(help="Nodes of one site dial each other; others are met at a router.", metavar="NAME")] = None,
+    site: Site = None,
     insecure: Insecure = False,
-    direct_port: Annotated[
-        int, typer.Option(help="Port for direct links of peers, beside --listen; 0 for any. One bundle only, unless 0.")
-    ] = 0,
+    direct_port: DirectPort = 0,
     log: Annotated[Path | None, typer.Option(help="Append one JSON line per request.", metavar="FILE")] = None,
-    tensor_format: Annotated[str, typer.Option("--format", help="How features travel.", metavar="auto|float32|float16|int8")] = "auto",
+    tensor_format: Format = "auto",
+    routing: RoutingWord = "both",
+    channel: Channel = None,
+    snr: Snr = None,
+    transmission: TransmissionWord = None,
+    channel_seed: ChannelSeed = None,
+    channel_trace: ChannelTrace = None,
+    wireless: WirelessFlag = False,
     workers: Annotated[int, typer.Option(help="Threads that compute.")] = 1,
     cpus: Annotated[str | None, typer.Option(help="Cores they may run on, such as 0,2-3.", metavar="LIST")] = None,
     gradients: Annotated[bool, typer.Option("--gradients", help="Let peers ask for derivatives of the expert.")] = False,
     exit_with_parent: Annotated[bool, typer.Option("--exit-with-parent", help="Stop when standard input ends.")] = False,
 ) -> None:
     """Serve bundles as nodes of a mesh, each in a process of its own."""
-    # Before numpy and torch are imported, which start threads: a node computes on one, and a process with several cannot be forked.
-    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    _one_thread()
     with interruptible_import():
         from nmoe.node import NodeOptions, NodeSettings, run_nodes
-        from nmoe.node.process import core_list, formats_of
-
+        from nmoe.node.process import core_list, formats_of, routing_of
     options = NodeOptions(
         node=as_node,
         workers=workers,
@@ -97,11 +140,14 @@ def node(
         formats=formats_of(tensor_format),
         gradients=gradients,
         log=log,
+        routing=routing_of(routing),
+        radio=radio_links(channel=channel, snr=snr, transmission=transmission, seed=channel_seed, trace=channel_trace),
+        wireless=wireless,
     )
-    endpoints = listen or ["tcp/127.0.0.1:7447"]
+    listen = listen or ["tcp/127.0.0.1:7447"]
     settings = NodeSettings(
         mesh=mesh,
-        listen=endpoints[0],
+        listen=listen[0],
         seeds=tuple(connect or ()),
         insecure=insecure,
         tls=tls_files(tls_ca, tls_cert, tls_key),
@@ -112,7 +158,12 @@ def node(
         direct_port=direct_port,
         options=options,
     )
-    run_nodes(bundles, settings, listen=endpoints, lifeline=0 if exit_with_parent else None)
+    run_nodes(bundles, settings, listen=listen, lifeline=0 if exit_with_parent else None)
+
+
+def _one_thread() -> None:
+    """Have numpy and torch, which are not imported yet, start no threads: a node computes on one, and with several none can be forked."""
+    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
 @app.command()

@@ -11,6 +11,7 @@ from nmoe.node.nursery import check_together, run_nodes
 from nmoe.node.options import NodeOptions
 from nmoe.node.plan import Routing
 from nmoe.node.process import NodeSettings, free_ports, run_node
+from nmoe.node.radio import RadioLinks
 from nmoe.node.remote import RemoteExperts, RemoteMixture
 from nmoe.node.runner import NodeRunner
 from nmoe.node.service import NodeService
@@ -35,6 +36,7 @@ __all__ = [
     "NodeService",
     "NodeSettings",
     "NodeView",
+    "RadioLinks",
     "RemoteExperts",
     "RemoteMixture",
     "Routing",

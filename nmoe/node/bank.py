@@ -16,7 +16,7 @@ from torch.utils.dlpack import from_dlpack
 
 from nmoe.core.bundle import Bundle
 from nmoe.moe.build import NodeModel, node_model
-from nmoe.moe.expert import Expert, StackedExperts
+from nmoe.moe.expert import MlpExpert, StackedExperts
 
 CHUNK_ROWS = 256  # images in the extractor at once: a large batch must not take a large memory
 STACK_WASTE = 1.5  # experts of one shape run as one batched product if padding adds at most this factor of rows
@@ -40,7 +40,7 @@ class ExpertBank:
         self.version = version
         self._stack: StackedExperts | None = None
         self._places = {name: place for place, name in enumerate(self.experts)}
-        small = [expert for expert in self.experts.values() if isinstance(expert, Expert)]
+        small = [expert for expert in self.experts.values() if isinstance(expert, MlpExpert)]
         shapes = {(expert.hidden.weight.shape, expert.output.weight.shape) for expert in small}
         if len(small) == len(self.experts) > 1 and len(shapes) == 1:
             self._stack = StackedExperts(small)

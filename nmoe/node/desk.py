@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
 import torch
 
 from nmoe.core.bundle import BundleCard
@@ -22,13 +23,16 @@ from nmoe.node.bank import NodeCompute
 from nmoe.node.batcher import Job, Line
 from nmoe.node.dispatcher import Cargo, Dispatcher, Hooks, all_finite, fill
 from nmoe.node.events import ComputeFailed, Finish, InferArrived, OwnAnswered, OwnFailed, Refuse
+from nmoe.node.link_quality import LinkQuality
 from nmoe.node.messages import MAX_MESSAGE_BYTES, MAX_ROWS, CardReply, InferReply, InferRequest, Refusal, RefusalCode, refusal
 from nmoe.node.newcomers import Newcomers
 from nmoe.node.options import NodeOptions
 from nmoe.node.protocol import Origin, Rules
+from nmoe.node.radio import Air
 from nmoe.node.service import Learned
 from nmoe.node.timers import Timers
 from nmoe.node.transport.base import Transport
+from nmoe.node.wireless import Wireless
 
 ANSWER_MARGIN_S = 0.05  # an answer leaves this much before its deadline, or a tenth of the deadline if that is less; our choice
 
@@ -49,6 +53,10 @@ class Desk:
     Attributes:
         open: whether it takes requests.
         expert: the name of the node's own expert.
+        quality: what is known of its links.
+
+    Raises:
+        BadFile: when the options ask for a wireless report and there is none.
     """
 
     def __init__(
@@ -84,9 +92,14 @@ class Desk:
             max_requests=options.max_requests,
             max_rows=2 * options.max_rows,
             formats=options.formats,
+            routing=options.routing,
         )
         hooks = Hooks(queue=self._queue, run_own=self._run_own, finished=self._finished, refused=self._refused, examine=self._examine)
-        self.dispatcher = Dispatcher(Origin(rules, random.Random(options.seed)), transport, timers, hooks)
+        origin = Origin(rules, random.Random(options.seed))
+        air = None if options.radio is None else Air(options.radio, node=name, started_s=time.monotonic())
+        self.dispatcher = Dispatcher(origin, transport, timers, hooks, air=air)
+        wireless = Wireless(bandwidth_hz=options.bandwidth_hz) if options.wireless else None
+        self.quality = LinkQuality(origin, self.dispatcher.lock, air=air, wireless=wireless, bandwidth_hz=options.bandwidth_hz)
 
     @property
     def _card(self) -> BundleCard:
@@ -159,7 +172,8 @@ class Desk:
             features = self._compute.features(images)
             if not all_finite(features.numpy()):
                 raise ValueError("the extractor's features are not finite")
-            scores = self._newcomers.scores(features)
+            block = self.quality.block()
+            scores = self._newcomers.scores(features, self._told(features.numpy(), block, [asked for _, asked in found]))
         except Exception as error:  # noqa: BLE001  # a module may raise anything; its words refuse these requests, and the worker goes on
             if len(found) > 1:
                 for number, _ in found:
@@ -170,7 +184,13 @@ class Desk:
         starts = itertools.accumulate((len(asked.images) for _, asked in found), initial=0)
         requests = [(number, start) for (number, _), start in zip(found, starts, strict=False)]
         trace = next((asked.trace for _, asked in found if asked.trace), "")  # what flies together is one span's child: the first's
-        self.dispatcher.scored(requests, scores, Cargo(features.numpy(), trace=trace))
+        self.dispatcher.scored(requests, scores, Cargo(features.numpy(), trace=trace, block=block))
+
+    def _told(self, features: np.ndarray, block: dict[str, float] | None, flying: Sequence[Asked]) -> list[float] | None:
+        """Return what the gate is told of links; None for a gate that does not look at them, so that it costs nothing."""
+        if not self._newcomers.sees_links:
+            return None
+        return self.quality.told(features, block, k=flying[0].k, deadline_s=min(asked.due_s for asked in flying))
 
     def _run_own(self, flight: int, cargo: Cargo) -> None:
         try:

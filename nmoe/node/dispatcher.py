@@ -52,6 +52,7 @@ from nmoe.node.messages import (
     encode,
 )
 from nmoe.node.protocol import Origin
+from nmoe.node.radio import Air
 from nmoe.node.timers import Timers
 from nmoe.node.tracing import span_of_message
 from nmoe.node.transport.base import OnReply, Service, Silence, Transport
@@ -63,10 +64,14 @@ _REFUSAL = {RefusalCode.BUSY: Failure.BUSY, RefusalCode.LATE: Failure.LATE, Refu
 
 @dataclass(slots=True)
 class Cargo:
-    """The tensors of a flight: its features [rows, dim], the own expert's outputs, and what the peers replied, by dispatch."""
+    """The tensors of a flight: its features [rows, dim], the own expert's outputs, and what the peers replied, by dispatch.
+
+    ``block``: over a simulated radio, the SNR in dB of the link to each neighbour while this flies.
+    """
 
     features: np.ndarray
     trace: str = ""
+    block: dict[str, float] | None = None
     own: np.ndarray | None = None
     replies: dict[int, np.ndarray] = field(default_factory=dict)
     bytes_sent: int = 0
@@ -100,9 +105,10 @@ class Dispatcher:
         transport: asks peers.
         timers: calls at deadlines.
         hooks: the rest of the node.
+        air: simulated radio links that features cross; None for none.
     """
 
-    def __init__(self, origin: Origin, transport: Transport, timers: Timers, hooks: Hooks) -> None:
+    def __init__(self, origin: Origin, transport: Transport, timers: Timers, hooks: Hooks, *, air: Air | None = None) -> None:
         self.origin = origin
         self.lock = threading.Lock()
         self.introductions = Introductions(origin, self.lock, transport, timers, happen=self.happen, examine=hooks.examine)
@@ -111,6 +117,7 @@ class Dispatcher:
         self._transport = transport
         self._timers = timers
         self._hooks = hooks
+        self._air = air
         self._cargo: dict[int, Cargo] = {}
         self._numbers = itertools.count(1)
 
@@ -209,6 +216,8 @@ class Dispatcher:
         whole = len(cargo.features)
         rows = _union(send.groups, whole)
         features = cargo.features if rows is None else cargo.features[rows]
+        if self._air is not None and cargo.block is not None:
+            features = self._air.send(features, cargo.block.get(send.peer, math.nan))
         version = self.introductions.version(send.peer)
         asked = tuple(
             ExpertRows(expert=self.origin.experts[group.expert], version=version, rows=_places(group.rows, rows, whole))

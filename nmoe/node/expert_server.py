@@ -29,6 +29,7 @@ from nmoe.node.messages import (
     decode_as,
     encode,
     refusal,
+    reply_format,
 )
 from nmoe.node.tracing import span_of_request
 from nmoe.node.transport.base import Respond, Service, Transport
@@ -313,7 +314,7 @@ class ExpertServer:
         now_s = time.monotonic()
         reply = ExpertReply(
             request=number,
-            format=call.request.format,
+            format=reply_format(call.request.format),
             outputs=outputs[0] if len(outputs) == 1 else np.concatenate(outputs),
             wait_s=max(0.0, call.started_s - call.arrived_s),
             compute_s=max(0.0, now_s - call.started_s),

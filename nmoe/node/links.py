@@ -71,6 +71,7 @@ class Link:
     draining: bool = False
     rtt_s: float | None = None
     goodput_bytes_s: float | None = None
+    goodput_at_s: float = -math.inf
     loss: float = 0.0
     row_s: float | None = None
     queue_rows: float = 0.0
@@ -140,6 +141,7 @@ class Link:
             self.heard(network_s)
         elif size >= LARGE_BYTES:
             rate = size / max(network_s - self.rtt_s, 0.05 * network_s, 1e-6)
+            self.goodput_at_s = now_s
             self.goodput_bytes_s = rate if self.goodput_bytes_s is None else self.goodput_bytes_s + GAIN * (rate - self.goodput_bytes_s)
 
     def failed_with(self, why: Failure, *, rows: int, queue_rows: int, now_s: float) -> bool:

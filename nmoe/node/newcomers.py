@@ -11,6 +11,7 @@ started anew, and turns away those after them, saying so.
 """
 
 import hashlib
+import math
 import threading
 from collections.abc import Callable, Sequence
 
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from nmoe.core.bundle import Bundle, BundleCard
 from nmoe.core.errors import MessageError
+from nmoe.moe.gate import TopKGate
 from nmoe.moe.newcomer import (
     Calibration,
     ExtendedGate,
@@ -99,10 +101,25 @@ class Newcomers:
         self._calibration = Calibration(mix=compute.model.mix)
         self.class_list = class_list(bundle.card)
 
-    def scores(self, features: Float[Tensor, "batch dim"]) -> np.ndarray:
-        """Return the gate's scores [batch, experts], newcomers last."""
+    @property
+    def sees_links(self) -> bool:
+        """Whether the gate's scores depend on links, so that it is worth finding out what they are like."""
+        return not isinstance(self._gate.gate, TopKGate)
+
+    def scores(self, features: Float[Tensor, "batch dim"], link_snr_db: Sequence[float] | None = None) -> np.ndarray:
+        """Return the gate's scores [batch, experts], newcomers last.
+
+        Args:
+            features: of the samples.
+            link_snr_db: of the link to each expert known so far, in dB as ``Gate.scores`` takes it; None where all are perfect. An expert
+                that was taken in meanwhile counts as never measured.
+        """
         with self._lock, torch.inference_mode():
-            scores: np.ndarray = self._gate.scores(features).numpy()
+            snr_db: Tensor | None = None
+            if link_snr_db is not None:
+                new = [math.nan] * (self._gate.num_experts - len(link_snr_db))
+                snr_db = torch.tensor([*link_snr_db, *new]).expand(len(features), -1)  # [batch, expert]
+            scores: np.ndarray = self._gate.scores(features, snr_db=snr_db).numpy()
         return scores
 
     def own_card(self, formats: Sequence[TensorFormat], *, draining: bool, gradients: bool, rows_per_s: float) -> CardReply:

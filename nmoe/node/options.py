@@ -1,9 +1,13 @@
 """Options: how a node serves, whatever it serves."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from nmoe.channel.estimate import BANDWIDTH_HZ
 from nmoe.node.messages import TensorFormat
+from nmoe.node.plan import Routing
+from nmoe.node.radio import RadioLinks
 
 MAX_WORKERS = 256
 
@@ -24,6 +28,10 @@ class NodeOptions:
         gradients: whether peers may ask for derivatives of the expert.
         log: where a line per request is written; None for nowhere.
         seed: of the choice between replicas.
+        routing: what decides which experts are asked.
+        radio: radio links simulated between this node and its neighbours; None for the links there are.
+        wireless: whether what the operating system says of its wireless interface is shown as the state of every link.
+        bandwidth_hz: that links are taken to have where a measured rate is shown as an SNR.
     """
 
     mesh: str = ""
@@ -33,10 +41,14 @@ class NodeOptions:
     max_requests: int = 64
     max_rows: int = 8192
     max_linger_s: float = 0.0005
-    formats: tuple[TensorFormat, ...] = (TensorFormat.FLOAT32, TensorFormat.FLOAT16, TensorFormat.INT8)
+    formats: tuple[TensorFormat, ...] = tuple(TensorFormat)
     gradients: bool = False
     log: Path | None = None
     seed: int = 0
+    routing: Routing = Routing.BOTH
+    radio: RadioLinks | None = None
+    wireless: bool = False
+    bandwidth_hz: float = BANDWIDTH_HZ
 
     def __post_init__(self) -> None:
         """Check the numbers.
@@ -49,3 +61,5 @@ class NodeOptions:
         if self.max_requests < 1 or self.max_rows < 1 or not 0 <= self.max_linger_s <= 1:
             given = f"{self.max_requests}, {self.max_rows}, {self.max_linger_s}"
             raise ValueError(f"at least one request and row, and a linger of at most 1 s, wanted, got {given}")
+        if not 0 < self.bandwidth_hz < math.inf:
+            raise ValueError(f"a bandwidth above 0 Hz wanted, got {self.bandwidth_hz} Hz")

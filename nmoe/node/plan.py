@@ -21,12 +21,11 @@ import numpy as np
 
 from nmoe.node.events import ExpertGroup
 from nmoe.node.links import Link
-from nmoe.node.messages import TensorFormat
+from nmoe.node.messages import TensorFormat, reply_format, tensor_bytes
 
 SURE, HOPELESS = 0.99, 0.05
 UNKNOWN_S = 0.005  # predicted for a link nobody measured, when no other is measured either
-ITEM_BYTES = {TensorFormat.FLOAT32: 4, TensorFormat.FLOAT16: 2, TensorFormat.INT8: 1}
-OVERHEAD_BYTES = 128  # headers of a request and its reply
+OVERHEAD_BYTES = 128  # headers of a request and its reply, about; what numbers and scales take is exact
 LOSS_TIMES = 10.0  # between replicas a lost request counts as so many answered ones; our choice
 CURIOSITY = 0.05  # share of choices between replicas left to chance, so that one that was slow once is measured again; our choice
 COMFORT = 0.5  # share of the time left within which a format must be predicted to arrive
@@ -42,8 +41,7 @@ class Routing(StrEnum):
 
 def message_bytes(rows: int, *, in_dim: int, out_dim: int, form: TensorFormat) -> int:
     """Return about how many bytes a request of so many rows and its reply take."""
-    scales = 8 * rows if form is TensorFormat.INT8 else 0
-    return OVERHEAD_BYTES + rows * (in_dim + out_dim) * ITEM_BYTES[form] + scales
+    return OVERHEAD_BYTES + tensor_bytes(rows, in_dim, form) + tensor_bytes(rows, out_dim, reply_format(form))
 
 
 def pick_peer(peers: Sequence[str], links: Mapping[str, Link], *, size: int, rows: int, now_s: float, draw: random.Random) -> str:

@@ -1,13 +1,15 @@
 """Portrait: a node's view of itself, put together from what its parts count."""
 
 import asyncio
+import math
 import time
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from nmoe.channel.estimate import LinkState
 from nmoe.core.errors import MessageError
 from nmoe.node.links import MIN_SAMPLES, Circuit, Link
-from nmoe.node.messages import StatusReply, StatusRequest, decode_as, encode
+from nmoe.node.messages import BITS, StatusReply, StatusRequest, decode_as, encode
 from nmoe.node.transport.base import Service, Silence, Transport
 from nmoe.node.view import ExpertView, LinkView, NodeView, RefusedView
 
@@ -22,7 +24,11 @@ def portrait(node: "NodeRunner") -> NodeView:
     dispatcher, answers, card = node.dispatcher, node.answers, node.card
     with dispatcher.lock:
         origin = dispatcher.origin
-        links = tuple(link_view(link, dispatcher.bytes_sent[link.peer]) for link in sorted(origin.links.values(), key=lambda one: one.peer))
+        now_s, quality = time.monotonic(), node.desk.quality
+        links = tuple(
+            link_view(link, dispatcher.bytes_sent[link.peer], quality.state(link, now_s))
+            for link in sorted(origin.links.values(), key=lambda one: one.peer)
+        )
         experts = tuple(
             ExpertView(
                 expert=name,
@@ -68,8 +74,8 @@ def portrait(node: "NodeRunner") -> NodeView:
     )
 
 
-def link_view(link: Link, bytes_sent: int) -> LinkView:
-    """Return what is shown of a link."""
+def link_view(link: Link, bytes_sent: int, state: LinkState) -> LinkView:
+    """Return what is shown of a link, of which ``state`` is known."""
     measured = link.p50.count >= MIN_SAMPLES
     return LinkView(
         peer=link.peer,
@@ -89,6 +95,10 @@ def link_view(link: Link, bytes_sent: int) -> LinkView:
         bytes_sent=bytes_sent,
         bytes_received=link.bytes_received,
         format=link.format.value,
+        format_bits=BITS[link.format],
+        snr_db=state.snr_db,
+        snr_source=state.source.value,
+        snr_age_s=None if math.isinf(state.age_s) else state.age_s,
     )
 
 

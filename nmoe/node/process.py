@@ -20,6 +20,7 @@ from nmoe.node.bank import keep_memory
 from nmoe.node.members import read_members, read_routers
 from nmoe.node.messages import TensorFormat
 from nmoe.node.options import NodeOptions
+from nmoe.node.plan import Routing
 from nmoe.node.runner import NodeRunner
 from nmoe.node.transport.config import Mode, TlsFiles, ZenohSettings
 from nmoe.node.transport.zenoh import ZenohTransport, open_router, tap_log
@@ -216,6 +217,17 @@ def formats_of(word: str) -> tuple[TensorFormat, ...]:
     if word not in list(TensorFormat):
         raise ValueError(f"format must be auto, {', '.join(TensorFormat)}, got {word!r}")
     return (TensorFormat(word),)
+
+
+def routing_of(word: str) -> Routing:
+    """Return what a word says decides who is asked: ``both``, ``gate`` or ``link``.
+
+    Raises:
+        ValueError: when it is none of them.
+    """
+    if word not in list(Routing):
+        raise ValueError(f"routing must be {', '.join(Routing)}, got {word!r}")
+    return Routing(word)
 
 
 def core_list(text: str) -> tuple[int, ...]:

@@ -88,7 +88,7 @@ class Rules:
     max_requests: int = 64
     max_rows: int = 16384
     routing: Routing = Routing.BOTH
-    formats: tuple[TensorFormat, ...] = (TensorFormat.FLOAT32, TensorFormat.FLOAT16, TensorFormat.INT8)
+    formats: tuple[TensorFormat, ...] = tuple(TensorFormat)
     hedge: bool = True
     neighbours: frozenset[str] | None = None
 

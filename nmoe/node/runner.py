@@ -59,6 +59,7 @@ class NodeRunner(NodeService):
 
     Raises:
         BundleError: when the bundle's parts do not fit its card.
+        BadFile: when the options ask for a wireless report and there is none.
         OSError: when the log cannot be opened.
     """
 

@@ -22,7 +22,9 @@ class LinkView(msgspec.Struct, frozen=True, kw_only=True):
         rows: rows sent.
         failed: expert requests that failed, by reason.
         bytes_sent, bytes_received: whole messages.
-        format: how features last left for it: ``float32``, ``float16`` or ``int8``.
+        format: how features last left for it: ``float32``, ``float16``, ``int8`` or ``int4``; format_bits: bits per number in it.
+        snr_db: signal-to-noise ratio; None where it was not measured, or too long ago.
+        snr_source: who says so: ``simulated``, ``trace``, ``wireless``, ``goodput`` or ``none``; snr_age_s: how long ago it was measured.
     """
 
     peer: str
@@ -42,6 +44,10 @@ class LinkView(msgspec.Struct, frozen=True, kw_only=True):
     bytes_sent: int = 0
     bytes_received: int = 0
     format: str = "float32"
+    format_bits: int = 32
+    snr_db: float | None = None
+    snr_source: str = "none"
+    snr_age_s: float | None = None
 
 
 class ExpertView(msgspec.Struct, frozen=True, kw_only=True):

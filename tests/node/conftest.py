@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nmoe.core.bundle import Bundle, ModelSpec, Provenance, read_bundle, write_bundle
 from nmoe.core.seeds import torch_generator
-from nmoe.moe import Mixture, MixtureOutput, TopKGate, build, node_model
+from nmoe.moe import ChannelAwareGate, Mixture, MixtureOutput, TopKGate, build, node_model
 from nmoe.moe.layer import combine
 from nmoe.node import MemoryHub, MeshClient, NodeOptions, NodeRunner, NodeView, TensorFormat, Transport
 from nmoe.node.bank import NodeCompute
@@ -29,23 +29,43 @@ NUM_CLASSES = 10
 
 
 def write_mesh(
-    folder: Path, num_nodes: int, *, seed: int = 0, mix: str = "probabilities", k: int = 2, experts: tuple[str, ...] | None = None
+    folder: Path,
+    num_nodes: int,
+    *,
+    seed: int = 0,
+    mix: str = "probabilities",
+    k: int = 2,
+    experts: tuple[str, ...] | None = None,
+    worth: float | None = None,
+    favourite: int | None = None,
 ) -> list[Path]:
-    """Write the bundles of one mesh: one extractor, and an expert and a gate each."""
+    """Write the bundles of one mesh: one extractor, and an expert and a gate each.
+
+    ``worth``: what 10 dB of a link add to its expert's score, for gates that see links; ``favourite``: the expert that all gates prefer.
+    """
     names = experts or tuple(f"node-{index}" for index in range(num_nodes))
     specs = {
         "extractor": ModelSpec(kind="conv", arguments={"in_channels": 1, "feature_dim": 128}),
         "expert": ModelSpec(kind="mlp", arguments={"feature_dim": 128, "hidden_dim": 64, "num_classes": NUM_CLASSES}),
         "gate": ModelSpec(kind="top_k", arguments={"feature_dim": 128, "num_experts": len(names), "trunk_dim": 0, "noisy": False}),
     }
+    if worth is not None:
+        arguments = {"feature_dim": 128, "num_experts": len(names), "trunk_dim": 0, "hidden_dim": 1, "joint": False}
+        specs["gate"] = ModelSpec(kind="channel_aware", arguments=arguments)
     extractor = build(specs["extractor"], generator=torch_generator(seed, "extractor"))
     for index in range(num_nodes):
         expert = build(specs["expert"], generator=torch_generator(seed, "expert", index))
         gate = build(specs["gate"], generator=torch_generator(seed, "gate", index))
         generator = torch_generator(seed, "scores", index)
-        assert isinstance(gate, TopKGate)
+        assert isinstance(gate, TopKGate | ChannelAwareGate)
         with torch.no_grad():
             gate.output.weight.normal_(generator=generator)
+            if favourite is not None:
+                gate.output.bias[favourite] = 50.0
+            if isinstance(gate, ChannelAwareGate):  # worth * (level + 2), which is linear over the range of levels
+                gate.branch.levels.weight.fill_(1.0)
+                gate.branch.levels.bias.fill_(2.0)
+                gate.branch.output.weight.fill_(worth or 0.0)
         write_bundle(
             folder / names[index],
             {"extractor": extractor.state_dict(), "expert": expert.state_dict(), "gate": gate.state_dict()},
@@ -61,6 +81,12 @@ def write_mesh(
             **specs,
         )
     return [folder / names[index] for index in range(num_nodes)]
+
+
+@pytest.fixture(scope="session", name="write_mesh")
+def write_mesh_fixture() -> Callable[..., list[Path]]:
+    """Write the bundles of one mesh."""
+    return write_mesh
 
 
 class Mesh(NamedTuple):

@@ -39,6 +39,7 @@ from nmoe.node.messages import (
     refusal,
 )
 from nmoe.node.messages.body import Body
+from nmoe.node.messages.formats import LARGEST_CODE
 from nmoe.node.view import ExpertView, LinkView, NodeView, RefusedView
 
 FAULTS = frozenset(get_args(Fault))
@@ -128,9 +129,9 @@ def same(one: object, other: object) -> bool:
 
 
 def quantised(message: object) -> bool:
-    """Say whether a message travels as int8, which is not exact."""
+    """Say whether a message travels in codes, which is not exact."""
     message = message.forward if isinstance(message, GradientRequest) else message
-    return isinstance(message, ExpertRequest | ExpertReply) and message.format is TensorFormat.INT8
+    return isinstance(message, ExpertRequest | ExpertReply) and message.format in LARGEST_CODE
 
 
 def check(data: bytes) -> Message | None:

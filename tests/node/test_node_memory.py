@@ -82,15 +82,14 @@ def test_both_mixes(mix: str, mesh: Any, new_mesh: Meshes, images: Tensor, serve
 def without(mesh: Any, images: Tensor, lost: int, *, replaced: bool) -> Tensor:
     """The experts [batch, 2] behind node-0's answer when one fails after the gate has chosen it.
 
-    Its samples go to the next best expert of a node that has not been asked about these images yet, or to node-0's own.
+    Its samples go to the next best expert, of a node that was asked about others of these images or was not, or to node-0's own.
     """
     experts = mesh.reference(0, images, k=2).routing.experts.clone()
-    asked = set(experts.flatten().tolist()) - {0}
     ranks = mesh.reference(0, images, k=4).routing.experts.tolist()
     for row in range(len(images)):
         for slot in range(2):
             if experts[row, slot] == lost:
-                free = [expert for expert in ranks[row] if expert not in asked and expert not in experts[row]] if replaced else []
+                free = [expert for expert in ranks[row] if expert not in experts[row]] if replaced else []
                 experts[row, slot] = free[0] if free else -1
     return experts
 

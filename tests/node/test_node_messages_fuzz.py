@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nmoe.core.errors import MessageError
-from nmoe.node.messages import MAX_MESSAGE_BYTES, TensorFormat, decode, encode
+from nmoe.node.messages import MAX_MESSAGE_BYTES, VERSION, TensorFormat, decode, encode
 
 HARNESS = Path(__file__).parent / "fuzz_messages.py"
 FUZZ = SimpleNamespace(**runpy.run_path(str(HARNESS)))
@@ -27,10 +27,10 @@ each_sample = pytest.mark.parametrize("message", SAMPLES, ids=lambda message: ty
 
 
 def framed(kind: int, header: bytes, body: bytes) -> bytes:
-    return struct.pack("<4sBBI", b"NMOE", 2, kind, len(header)) + header + body
+    return struct.pack("<4sBBI", b"NMOE", VERSION, kind, len(header)) + header + body
 
 
-def packed(kind: int, header: object, body: bytes = b"", *, version: int = 2) -> bytes:
+def packed(kind: int, header: object, body: bytes = b"", *, version: int = VERSION) -> bytes:
     raw = header if isinstance(header, bytes) else msgspec.msgpack.encode(header)
     data = struct.pack("<4sBBI", b"NMOE", version, kind, len(raw)) + raw
     return data + bytes(-len(data) & 7) + body if body else data
@@ -55,6 +55,11 @@ def reply(scale: float, code: int = 1) -> bytes:
     return packed(2, [1, "int8", 1, 1, 0.0, 0.0, 0, False], body)
 
 
+def lean(scale: float, packed_codes: int = 0x77, *, width: int = 2) -> bytes:
+    body = np.float32(scale).tobytes() + bytes(4) + bytes([packed_codes])
+    return packed(1, [1, "o", 1.0, "int4", 1, width, "", [["e", "", None]]], body)
+
+
 def infer(experts, weights, *, labels=0, probability=1.0, names=("a", "b")) -> bytes:
     tensors = [np.float32([probability]), np.int64([labels]), np.int64([experts]), np.float32([weights])]
     body = b"".join(tensor.tobytes() + bytes(-tensor.nbytes & 7) for tensor in tensors)[: -4 if len(tensors[-1]) else None]
@@ -71,8 +76,8 @@ HOSTILE = {
     "not ours": ("not ours", b"GET / HTTP/1.1\r\n"),
     "other version": ("version", packed(6, [], version=1)),
     "unknown kind": ("kind", packed(99, [])),
-    "long header": ("too long", b"NMOE" + struct.pack("<BBI", 2, 1, 2**32 - 1)),
-    "header cut off": ("cut off", b"NMOE" + struct.pack("<BBI", 2, 1, 1000)),
+    "long header": ("too long", b"NMOE" + struct.pack("<BBI", VERSION, 1, 2**32 - 1)),
+    "header cut off": ("cut off", b"NMOE" + struct.pack("<BBI", VERSION, 1, 1000)),
     "too long": ("too long", packed(6, []) + b"\0"),
     "64 MiB and more": ("too long", b"NMOE" + bytes(MAX_MESSAGE_BYTES)),
     "more fields": ("header", packed(11, [1, 2])),
@@ -118,6 +123,14 @@ HOSTILE = {
     "negative scale": ("number", reply(-1.0)),
     "large scale": ("number", reply(3e36)),
     "code -128": ("number", reply(1.0, -128)),
+    "64 MiB claimed in int4": ("shape", expert(rows=2**16, dim=2**10 + 1, form="int4")),
+    "wide int4": ("shape", lean(1.0, width=2**17)),
+    "width 0 in int4": ("shape", lean(1.0, width=0)),
+    "half a byte too many": ("number", lean(1.0, 0x17, width=1)),
+    "low code -8": ("number", lean(1.0, 0x78)),
+    "high code -8": ("number", lean(1.0, 0x87)),
+    "large scale of int4": ("number", lean(5e37)),
+    "NaN scale of features": ("number", lean(NAN)),
     "expert unknown": ("number", infer([2], [1.0])),
     "expert below -1": ("number", infer([-2], [0.0])),
     "weight of nobody": ("number", infer([-1], [1.0])),
@@ -163,7 +176,18 @@ def test_hostile_messages_are_refused_by_name_and_cheaply(fault, data):
 
 
 def test_what_the_hostile_messages_vary_is_itself_accepted():
-    for data in (expert(), indexed(0, 2), reply(1.0), reply(NAN), infer([1], [1.0]), infer([-1], [0.0]), carded()):
+    for data in (
+        expert(),
+        indexed(0, 2),
+        reply(1.0),
+        reply(NAN),
+        lean(1.0),
+        lean(1.0, 0x07, width=1),
+        lean(4e37),
+        infer([1], [1.0]),
+        infer([-1], [0.0]),
+        carded(),
+    ):
         assert FUZZ.check(data) is not None
 
 

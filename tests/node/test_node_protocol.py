@@ -372,7 +372,8 @@ def test_a_thin_link_gets_a_smaller_format():
     link.rtt_s, link.goodput_bytes_s = 0.001, 64 * (8 + 3) * 4 / 0.08  # float32 would take 80 ms for 64 rows
     many = np.tile(scores([-9, 5, -9, -9, -9]), (64, 1))
     assert [send.format for send in sends(fly(node, 1, many, now_s=0, deadline_s=0.1))] == [TensorFormat.FLOAT16]
-    assert [send.format for send in sends(fly(node, 2, many, now_s=0, deadline_s=0.06))] == [TensorFormat.INT8]
+    assert [send.format for send in sends(fly(node, 2, many, now_s=0, deadline_s=0.08))] == [TensorFormat.INT8]
+    assert [send.format for send in sends(fly(node, 4, many, now_s=0, deadline_s=0.06))] == [TensorFormat.INT4]
     assert [send.format for send in sends(fly(node, 3, many, now_s=0, deadline_s=0.9))] == [TensorFormat.FLOAT32]
 
 

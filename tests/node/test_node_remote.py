@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nmoe.core.errors import MeshBusy, MeshError
 from nmoe.core.seeds import torch_generator
-from nmoe.moe.expert import Expert
+from nmoe.moe.expert import Expert, MlpExpert
 from nmoe.moe.layer import LocalExperts
 from nmoe.node import ExpertClient, ExpertHost, MemoryHub, Mesh, NodeOptions, RemoteExperts, RemoteMixture, TensorFormat
 from nmoe.node.messages import GradientRequest, RefusalCode, decode, encode, refusal
@@ -28,7 +28,7 @@ DIM, OUT, NAMES = 24, 7, ("a", "b", "c", "d", "e")
 @pytest.fixture(scope="module")
 def experts() -> list[Expert]:
     return [
-        Expert(feature_dim=DIM, hidden_dim=16, num_classes=OUT, generator=torch_generator(0, "expert", index)).eval()
+        MlpExpert(feature_dim=DIM, hidden_dim=16, num_classes=OUT, generator=torch_generator(0, "expert", index)).eval()
         for index in range(len(NAMES))
     ]
 
@@ -68,7 +68,7 @@ def test_remote_equals_local(hub: MemoryHub, experts: list[Expert], rows: int, k
             assert torch.allclose(remote.mixed(), local.mixed(), atol=1e-5)
 
 
-@pytest.mark.parametrize(("form", "error"), [(TensorFormat.FLOAT16, 0.005), (TensorFormat.INT8, 0.05)])
+@pytest.mark.parametrize(("form", "error"), [(TensorFormat.FLOAT16, 0.005), (TensorFormat.INT8, 0.05), (TensorFormat.INT4, 0.6)])
 def test_lean_formats_cost_little(hub: MemoryHub, experts: list[Expert], form: TensorFormat, error: float) -> None:
     features, scores = batch(64)
     with host(hub, "one", experts, "abcde"), client_of(hub, formats=(form,)) as client, torch.no_grad():

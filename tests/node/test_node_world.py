@@ -60,7 +60,7 @@ class Recorded:
 
 
 def check_laws(recorder: w.Recorder, *, tick_s: float = 1e-3) -> None:
-    """Every request once, one message per peer and flight, no answer later than a tick after the deadline, weights that add up to 1."""
+    """Every request once, at most two messages per peer and flight, none late by more than a tick, weights that add up to 1."""
     deadlines: dict[int, float] = {}
     answered: Counter[int] = Counter()
     asked: Counter[tuple[int, str]] = Counter()
@@ -80,7 +80,7 @@ def check_laws(recorder: w.Recorder, *, tick_s: float = 1e-3) -> None:
                     assert said.now_s <= deadlines[number] + tick_s
     assert set(answered) <= set(deadlines)
     assert all(count == 1 for count in answered.values())
-    assert all(count == 1 for count in asked.values())
+    assert all(count <= 2 for count in asked.values()), "a peer of the plan may stand in once for one that failed"
 
 
 @settings(max_examples=60, deadline=None)

@@ -201,6 +201,7 @@ function drawDetail(own) {
   if (link) {
     parts.push(el("h3", {}, `From ${own.node}`), listed([
       ["Link", (STATES[link.state] || ["", link.state])[1]], ["Round trip", ms(link.rtt_s)],
+      ["SNR", snr(link)],
       ["Goodput", link.goodput_bps === null ? "–" : `${whole(link.goodput_bps / 1e6)} Mbit/s`],
       ["Asked, answered", `${whole(link.asked)}, ${whole(link.answered)}`], ["Hedged", whole(link.hedged)],
       ["Sent, received", `${bytes(link.bytes_sent)}, ${bytes(link.bytes_received)}`],
@@ -209,17 +210,21 @@ function drawDetail(own) {
   byId("detail").replaceChildren(...parts);
 }
 
+function snr(link) {
+  return link.snr_db === null ? "not measured" : `${link.snr_db.toFixed(1)} dB, ${link.snr_source}, ${Math.round(link.snr_age_s)} s ago`;
+}
+
 function drawNeighbours(own) {
   if (!own.links.length) return byId("neighbours").replaceChildren(el("p", { class: "quiet" }, "None yet."));
   const total = own.links.reduce((rows, link) => rows + link.rows, 0) || 1;
-  const heads = ["Neighbour", "Link", "Round trip", "p50", "p95", "p50 lately", "Queue", "Share", "Loss", "Failed", "Format"];
+  const heads = ["Neighbour", "Link", "Round trip", "p50", "p95", "p50 lately", "Queue", "Share", "Loss", "Failed", "SNR", "Format"];
   const body = [...own.links].sort((one, other) => other.rows - one.rows || order(one.peer, other.peer)).map((link) => {
     const [look, words] = STATES[link.state] || ["bad", link.state], share = link.rows / total;
     const bar = el("span", { class: "bar" }, el("i"));
     bar.firstChild.style.width = `${share * 100}%`;
     const failed = Object.entries(link.failed).map(([reason, count]) => `${whole(count)} ${reason}`).join(", ") || "0";
     const cells = [link.peer, el("span", { class: `badge ${look}` }, words), ms(link.rtt_s), ms(link.p50_s), ms(link.p95_s), spark(`peer ${link.peer}`),
-      `${whole(link.queue_rows)} rows`, el("span", { class: "share" }, percent(share), bar), percent(link.loss), failed, link.format];
+      `${whole(link.queue_rows)} rows`, el("span", { class: "share" }, percent(share), bar), percent(link.loss), failed, snr(link), `${link.format}, ${link.format_bits} bit`];
     return el("tr", {}, ...cells.map((cell, index) => {
       return el("td", { "data-label": heads[index], class: { 1: "link", 9: "wrap full" }[index] || "plain" }, index ? cell : el("span", {}, cell));
     }));

@@ -122,6 +122,9 @@ def _link_gauges(links: list[LinkView]) -> Iterator[Metric]:
         ("nmoe_link_p95_seconds", "Of whole expert requests", [link.p95_s for link in links]),
         ("nmoe_link_goodput_bits_per_second", "Smoothed payload rate", [link.goodput_bps for link in links]),
         ("nmoe_link_loss_ratio", "Smoothed share of requests without an answer in time", [link.loss for link in links]),
+        ("nmoe_link_snr_db", "Signal-to-noise ratio, where it is known", [link.snr_db for link in links]),
+        ("nmoe_link_snr_age_seconds", "Since the signal-to-noise ratio was measured", [link.snr_age_s for link in links]),
+        ("nmoe_link_format_bits", "Bits per feature in the last message", [link.format_bits for link in links]),
         ("nmoe_link_queue_rows", "Rows that waited there when it last answered", [link.queue_rows for link in links]),
     ):
         gauge = GaugeMetricFamily(name, text, labels=("peer",))

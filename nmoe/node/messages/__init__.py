@@ -2,7 +2,7 @@
 
 from nmoe.node.messages.body import MAX_MESSAGE_BYTES, MAX_ROWS, MAX_WIDTH
 from nmoe.node.messages.checks import MAX_DEADLINE_S, MAX_EXPERTS
-from nmoe.node.messages.formats import TensorFormat
+from nmoe.node.messages.formats import BITS, TensorFormat, reply_format, tensor_bytes
 from nmoe.node.messages.records import (
     MAX_REASON,
     NAME,
@@ -29,6 +29,7 @@ from nmoe.node.messages.records import (
 from nmoe.node.messages.wire import MAGIC, VERSION, decode, decode_as, encode
 
 __all__ = [
+    "BITS",
     "MAGIC",
     "MAX_DEADLINE_S",
     "MAX_EXPERTS",
@@ -61,4 +62,6 @@ __all__ = [
     "decode_as",
     "encode",
     "refusal",
+    "reply_format",
+    "tensor_bytes",
 ]

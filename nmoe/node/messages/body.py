@@ -7,7 +7,17 @@ from typing import Any
 import numpy as np
 
 from nmoe.core.errors import MessageError
-from nmoe.node.messages.formats import LARGEST_CODE, MAX_SCALE, TensorFormat, dequantise, from_half, quantise, to_half
+from nmoe.node.messages.formats import (
+    LARGEST_CODE,
+    MAX_SCALE,
+    TensorFormat,
+    dequantise,
+    from_half,
+    pack,
+    quantise,
+    to_half,
+    unpack,
+)
 
 MAX_MESSAGE_BYTES = 64 << 20
 MAX_ROWS = 1 << 16
@@ -54,8 +64,8 @@ def lay(form: TensorFormat, rows: np.ndarray, *, strict: bool) -> tuple[np.ndarr
         return (plain,)
     if form is TensorFormat.FLOAT16:
         return (to_half(plain, strict=strict),)
-    codes, scales = quantise(plain, strict=strict)
-    return (scales, codes)
+    codes, scales = quantise(plain, form, strict=strict)
+    return (scales, codes if form is TensorFormat.INT8 else pack(codes))
 
 
 class Body:
@@ -106,22 +116,31 @@ class Body:
         else:
             if math.prod(shape) * FLOAT32.itemsize > MAX_MESSAGE_BYTES:
                 raise MessageError(f"a tensor of shape {shape} is not one a message may carry", fault="shape")
-            if form is TensorFormat.INT8:
-                return self._dequantised(what, *shape, strict=strict)
+            if form in LARGEST_CODE:
+                return self._dequantised(form, what, *shape, strict=strict)
             rows = from_half(self.take(FLOAT16, *shape))
         if strict and not np.isfinite(rows).all():
             raise MessageError(f"{what} must be finite", fault="number")
         return rows
 
-    def _dequantised(self, what: str, *shape: int, strict: bool) -> np.ndarray:
-        scales = self.take(FLOAT32, shape[0])
-        bounded = (scales >= 0) & (scales <= MAX_SCALE)
+    def _dequantised(self, form: TensorFormat, what: str, rows: int, dim: int, *, strict: bool) -> np.ndarray:
+        scales = self.take(FLOAT32, rows)
+        bounded = (scales >= 0) & (scales <= MAX_SCALE[form])
         if not bounded.all() and (strict or not (bounded | np.isnan(scales)).all()):
             raise MessageError(f"{what} must have finite scales of at least 0", fault="number")
-        codes = self.take(INT8, *shape)
-        if codes.min() < -LARGEST_CODE:  # nobody writes -128: with the largest scale it would be too large to be sent on
-            raise MessageError(f"{what} must have codes between -{LARGEST_CODE} and {LARGEST_CODE}", fault="number")
+        codes = self.take(INT8, rows, dim) if form is TensorFormat.INT8 else self._unpacked(what, rows, dim)
+        largest = LARGEST_CODE[form]
+        if codes.min() < -largest:  # nobody writes -128 or -8: with the largest scale it would be too large to be sent on
+            raise MessageError(f"{what} must have codes between -{largest} and {largest}", fault="number")
         return dequantise(codes, scales)
+
+    def _unpacked(self, what: str, rows: int, dim: int) -> np.ndarray:
+        if not 1 <= dim <= MAX_WIDTH:
+            raise MessageError(f"a tensor of shape {(rows, dim)} is not one a message may carry", fault="shape")
+        packed = self.take(UINT8, rows, (dim + 1) // 2)
+        if dim % 2 and (packed[:, -1] >> 4).any():
+            raise MessageError(f"{what} of odd width must be filled up with 0", fault="number")
+        return unpack(packed, dim)
 
     def end(self) -> None:
         """Check that nothing is left.

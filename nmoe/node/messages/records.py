@@ -53,7 +53,7 @@ class ExpertRequest:
         request: the origin's number for it.
         origin: the node that asks.
         deadline_s: what is left of the origin's time when this is sent, in seconds.
-        format: how features travel, and outputs are to travel back.
+        format: how features travel, and outputs are to travel back, but for int4, which is answered in int8.
         experts: who is asked for what; no expert stands twice.
         features: every row that any expert needs, once.
         trace: W3C ``traceparent``, at most 64 printable characters; empty for none.

@@ -19,7 +19,7 @@ from nmoe.node.messages.body import MAX_MESSAGE_BYTES, Body, join
 from nmoe.node.messages.records import MAX_REASON, Message, Refusal, one_line
 
 MAGIC = b"NMOE"
-VERSION = 2
+VERSION = 3  # 3: int4, which a card may list
 
 _PREFIX = struct.Struct("<4sBBI")
 _PREFIX_BYTES = _PREFIX.size

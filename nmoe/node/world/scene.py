@@ -91,7 +91,7 @@ class WorldOptions:
     deadline_s: float = 1.0
     routing: Routing = Routing.BOTH
     hedge: bool = True
-    formats: tuple[TensorFormat, ...] = (TensorFormat.FLOAT32, TensorFormat.FLOAT16, TensorFormat.INT8)
+    formats: tuple[TensorFormat, ...] = tuple(TensorFormat)
     max_requests: int = 64
     infer: Service = Service(0.004, 0.001)
     expert: Service = Service(0.002, 0.0005)

@@ -36,8 +36,8 @@ from nmoe.node.events import (
     SetTimer,
     TimerFired,
 )
-from nmoe.node.messages import RefusalCode, TensorFormat
-from nmoe.node.plan import ITEM_BYTES, OVERHEAD_BYTES
+from nmoe.node.messages import RefusalCode, TensorFormat, reply_format, tensor_bytes
+from nmoe.node.plan import OVERHEAD_BYTES
 from nmoe.node.world.cast import Cast
 from nmoe.node.world.clock import Clock, Node
 from nmoe.node.world.membership import Membership
@@ -49,7 +49,7 @@ from nmoe.node.world.tally import Outcome, Tally
 ANSWER_MARGIN_S = 0.05  # as in desk.py, which imports torch
 DRAWS = 1 << 16  # of each kind, used in turn
 REFUSAL_BYTES = 96
-_INFER, _EXPERT, _INT8 = Line.INFER, Line.EXPERT, TensorFormat.INT8
+_INFER, _EXPERT = Line.INFER, Line.EXPERT
 
 
 class _Message:
@@ -322,7 +322,7 @@ class World:
         self._travel(node, self.members.node(send.peer), self._size(unique, self.options.in_dim, send.format), self._asked, message)
 
     def _size(self, rows: int, width: int, form: TensorFormat) -> int:
-        return OVERHEAD_BYTES // 2 + rows * width * ITEM_BYTES[form] + (4 * rows if form is _INT8 else 0)
+        return OVERHEAD_BYTES // 2 + tensor_bytes(rows, width, form)
 
     def _asked(self, node: Node, message: _Message) -> None:
         now_s, send = self.clock.now_s, message.send
@@ -348,7 +348,7 @@ class World:
         for job in batch.jobs:
             message: _Message = job.item
             send = message.send
-            size = self._size(message.rows, self.options.out_dim, send.format)
+            size = self._size(message.rows, self.options.out_dim, reply_format(send.format))
             reply = PeerAnswered(send.flight, send.dispatch, began_s - job.arrived_s, compute_s, queue_rows, size, node.draining)
             self._travel(node, message.node, size, self._heard, reply)
         self._done(node, batch, began_s)
