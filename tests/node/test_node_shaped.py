@@ -17,6 +17,7 @@ TAG = f"ns{os.getpid() % 10000}"
 PORT = 7447
 NODES = 3
 SLOW = 1  # the node behind the thin link, and the expert that every gate prefers
+GATE_ALONE = ["--routing", "gate", "--format", "float32"]  # neither the planner's knowledge of links nor a leaner format helps
 ASKER = """
 import json, sys, time, torch
 from nmoe.node import connect
@@ -114,8 +115,8 @@ def asked(folders: list[Path], options: list[str]) -> list[dict[str, Any]]:
 
 @pytest.mark.usefixtures("thin_link")
 def test_a_gate_that_sees_links_keeps_deadlines_that_a_naive_one_misses(write_mesh: Callable[..., list[Path]], tmp_path: Path) -> None:
-    naive = asked(write_mesh(tmp_path / "naive", NODES, favourite=SLOW), ["--routing", "gate", "--format", "float32"])
-    aware = asked(write_mesh(tmp_path / "aware", NODES, favourite=SLOW, worth=100.0), [])
+    naive = asked(write_mesh(tmp_path / "naive", NODES, favourite=SLOW), GATE_ALONE)
+    aware = asked(write_mesh(tmp_path / "aware", NODES, favourite=SLOW, worth=100.0), GATE_ALONE)
     for told in (naive, aware):
         print(*told, sep="\n")
         assert all(one["slow"] == 1.0 and not one["degraded"] for one in told[:2]), "with time enough the gate's choice is asked"
