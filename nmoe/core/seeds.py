@@ -30,9 +30,9 @@ def derive_seed(seed: int, *path: str | int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
 
-def torch_generator(seed: int, *path: str | int) -> torch.Generator:
-    """Return a CPU torch generator for this path; see ``derive_seed``."""
-    return torch.Generator().manual_seed(derive_seed(seed, *path))
+def torch_generator(seed: int, *path: str | int, device: torch.device | str = "cpu") -> torch.Generator:
+    """Return a torch generator for this path on a device; see ``derive_seed``. Other devices give other streams."""
+    return torch.Generator(device).manual_seed(derive_seed(seed, *path))
 
 
 def numpy_generator(seed: int, *path: str | int) -> np.random.Generator:

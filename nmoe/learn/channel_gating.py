@@ -36,6 +36,7 @@ from nmoe.channel.radio import Radio
 from nmoe.core.units import to_db
 from nmoe.learn.local import batches
 from nmoe.moe import ChannelAwareGate, Expert, Extractor, Gate, Mix, MixtureOutput, Routing, combine, importance_cv2, route
+from nmoe.moe.gate import check_snr
 
 BRANCH = "gate.branch."  # names of the SNR branch's parameters begin so
 
@@ -89,7 +90,14 @@ class LinkedMixture(nn.Module):
             transmission: how features cross a link; None for perfect channels.
             generator: of noise and random choices.
             told_db: what the gate is told of the links, in dB, where that is not the truth.
+
+        Raises:
+            ValueError: when SNRs are not one per sample and expert, or come without a transmission.
         """
+        if snr is not None:
+            check_snr(snr, batch=len(images), num_experts=len(self.experts))
+            if transmission is None:
+                raise ValueError("links with SNRs want a transmission, got none")
         features = unit_power(self.extractor(images))
         if told_db is None and snr is not None:
             told_db = to_db(snr)
@@ -98,7 +106,7 @@ class LinkedMixture(nn.Module):
         for index, expert in enumerate(self.experts):
             rows, slots = (routing.experts == index).nonzero(as_tuple=True)
             arrived = features[rows]
-            if snr is not None and transmission is not None and len(rows):
+            if snr is not None and transmission is not None:
                 arrived = transmission.send(arrived, snr[rows, index], generator=generator)  # z_i = z + n_i
             parts.append((rows, slots, expert(arrived)))
         rows, slots, outputs = (torch.cat(column) for column in zip(*parts, strict=True))
@@ -143,7 +151,12 @@ class ChannelTraining:
             ValueError: when one is out of range.
         """
         numbers = (self.epochs, self.batch_size, self.lr, self.branch_lr, self.balance)
-        if self.epochs < 1 or self.batch_size < 1 or not all(0 < rate < math.inf for rate in (self.lr, self.branch_lr)) or self.balance < 0:
+        if (
+            self.epochs < 1
+            or self.batch_size < 1
+            or not all(0 < rate < math.inf for rate in (self.lr, self.branch_lr))
+            or not 0 <= self.balance < math.inf
+        ):
             raise ValueError(f"epochs, batch size and learning rates above 0, and a balance of at least 0 wanted, got {numbers}")
         if not 0 <= self.links_first <= self.epochs:
             raise ValueError(f"links_first must be between 0 and the {self.epochs} epochs, got {self.links_first}")
@@ -156,7 +169,8 @@ class ChannelTraining:
         radio: Radio | None,
         *,
         order: torch.Generator,
-        generator: torch.Generator,
+        links: torch.Generator,
+        noise: torch.Generator,
         after_epoch: Callable[[int], None] | None = None,
     ) -> float:
         """Train a mixture in place.
@@ -167,7 +181,8 @@ class ChannelTraining:
             labels: their classes.
             radio: the links of stage 2; None for stage 1, perfect channels.
             order: of the samples; on the CPU.
-            generator: of SNRs and noise; on the mixture's device.
+            links: of SNRs; on the mixture's device. Mixtures of as many experts meet the same links, whatever their gates.
+            noise: of noise and random choices; on the mixture's device.
             after_epoch: told how many epochs have ended.
 
         Returns:
@@ -182,7 +197,7 @@ class ChannelTraining:
             losses.clear()
             self._hold_features(mixture.gate, hold=epoch < self.links_first)
             for batch in batches(len(images), self.batch_size, order):
-                loss = self.loss(mixture, images[batch], labels[batch], radio, generator=generator)
+                loss = self.loss(mixture, images[batch], labels[batch], radio, links=links, noise=noise)
                 optimiser.zero_grad(set_to_none=True)
                 loss.backward()
                 optimiser.step()
@@ -190,6 +205,7 @@ class ChannelTraining:
                 losses.append(loss.detach())
             if after_epoch:
                 after_epoch(epoch + 1)
+        self._hold_features(mixture.gate, hold=False)
         mixture.eval()
         return float(torch.stack(losses).mean())
 
@@ -200,15 +216,15 @@ class ChannelTraining:
         labels: Int[Tensor, " batch"],
         radio: Radio | None,
         *,
-        generator: torch.Generator,
+        links: torch.Generator,
+        noise: torch.Generator,
     ) -> Float[Tensor, ""]:
         """Return CE + lambda * CV^2 of one batch; arguments as in ``run``."""
         snr, transmission = None, None
         if radio is not None:
-            links = len(mixture.experts)
-            snr = radio.fade(radio.draw_means(len(images), links, generator=generator), generator=generator)
+            snr = radio.fade(radio.draw_means(len(images), len(mixture.experts), generator=links), generator=links)
             transmission = radio.transmission
-        output = mixture(images, snr, transmission=transmission, generator=generator)
+        output = mixture(images, snr, transmission=transmission, generator=noise)
         found: Tensor = output.probabilities
         loss = functional.nll_loss(found.clamp_min(torch.finfo(found.dtype).tiny).log(), labels)
         if self.balance and mixture.gate is not None:

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from nmoe.channel.base import Fading, Transmission
+from nmoe.channel.knowledge import Knowledge
 from nmoe.core.seeds import torch_generator
 from nmoe.core.units import from_db, to_db
 from nmoe.learn.channel_gating import LinkedMixture
@@ -33,8 +34,8 @@ class MeanLinks(NamedTuple):
     spread_db: float
     fading: Fading
 
-    def draw(self, samples: int, links: int, *, seed: int) -> Float[Tensor, "sample link"]:
-        """Draw the SNRs (ratios) of one block per sample and link: the same for every mixture.
+    def draw(self, samples: int, links: int, *, seed: int) -> "DrawnLinks":
+        """Draw one block per sample and link: the same for every mixture.
 
         Raises:
             ValueError: when the pattern is unknown.
@@ -46,7 +47,19 @@ class MeanLinks(NamedTuple):
         if self.pattern == "unequal":
             steps = torch.linspace(-self.spread_db, self.spread_db, links)
             offsets = steps[torch.rand(samples, links, generator=generator).argsort(dim=1)]
-        return from_db(self.mean_db + offsets) * self.fading.gains((samples, links), generator=generator)
+        means = from_db(self.mean_db + offsets)
+        return DrawnLinks(means, means * self.fading.gains((samples, links), generator=generator))
+
+
+class DrawnLinks(NamedTuple):
+    """SNRs (ratios) of a test set's links: over many blocks, and in the one that each image gets."""
+
+    means: Float[Tensor, "sample link"]
+    snr: Float[Tensor, "sample link"]
+
+    def first(self, count: int) -> "DrawnLinks":
+        """Return those of the first images."""
+        return DrawnLinks(self.means[:count], self.snr[:count])
 
 
 class LinkedAnswers(NamedTuple):
@@ -68,11 +81,11 @@ def answer(
     mixture: LinkedMixture,
     images: Float[Tensor, "sample channel height width"],
     labels: Int[Tensor, " sample"],
-    snr: Float[Tensor, "sample expert"],
+    links: DrawnLinks,
     transmission: Transmission,
+    knowledge: Knowledge,
     *,
     seed: int,
-    told_error_db: float = 0.0,
 ) -> LinkedAnswers:
     """Let a mixture answer a test set over given links.
 
@@ -80,16 +93,15 @@ def answer(
         mixture: in evaluation mode.
         images: in [0, 1].
         labels: their classes.
-        snr: of every link (ratios).
+        links: of every image and expert.
         transmission: how features cross.
-        seed: of the noise: the same for every mixture.
-        told_error_db: standard deviation of a normal error in what the gate is told, in dB.
+        knowledge: what the gate is told of them.
+        seed: of noise and errors.
     """
     device = next(mixture.parameters()).device
-    generator = torch.Generator(device).manual_seed(torch_generator(seed, "noise").initial_seed())
-    told_db = to_db(snr)
-    if told_error_db:
-        told_db = told_db + told_error_db * torch.randn(snr.shape, generator=torch_generator(seed, "told"))
+    generator = torch_generator(seed, "noise", device=device)
+    snr = links.snr
+    told_db = to_db(knowledge.tell(snr, links.means, generator=torch_generator(seed, "told")))
     experts = snr.shape[1]
     right, counts, weights = 0, torch.zeros(experts), torch.zeros(1, experts)
     ranks = snr.argsort(dim=1, descending=True).argsort(dim=1)  # [sample, expert]: 0 for the best link

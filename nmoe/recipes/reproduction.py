@@ -15,7 +15,8 @@ import torch
 
 from nmoe.core.files import write_bytes, write_json
 from nmoe.data import load
-from nmoe.recipes.channel_gating import CPU, NAME, PAPER, PAPER_VIT, channel_gating, parts_of, quick, sized
+from nmoe.moe.lenet import SMALLEST
+from nmoe.recipes.channel_gating import CPU, NAME, PAPER, PAPER_VIT, channel_gating, networks_of, quick, sized
 from nmoe.recipes.run_folder import claim
 from nmoe.recipes.watch import Progress
 from nmoe.report.channel_gating import channel_gating_table
@@ -61,7 +62,7 @@ def reproduce_channel_gating(
         data: name of a data set or path of a ``.npz`` file.
         data_dir: folder of a named data set's files.
         test: test file that goes with a ``.npz`` file.
-        backbone: the network that is cut in two; None for the scale's own.
+        backbone: the network that is cut in two; None for the scale's own, at scale cpu the small extractor for images below 12 x 12.
         cut: where; None for the scale's own.
         expert_dim: hidden units of experts, 0 for the backbone's own rest; None for the scale's own.
         seeds: how often everything is trained, at least 1.
@@ -82,11 +83,15 @@ def reproduce_channel_gating(
         raise ValueError(f"scale must be one of {', '.join(SCALES)}, got {scale!r}")
     if seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {seeds}")
-    size = sized(SCALES[scale], backbone=backbone, cut=cut, expert_dim=expert_dim)
     images = load(data, data_dir, test, 0)
-    size = quick(size) if brief else size
-    parts_of(size, images, seed=0)  # what does not fit is said before anything is written
-    claim(out, force=force)
+    size = quick(SCALES[scale]) if brief else SCALES[scale]
+    if scale == "cpu" and backbone is None and cut is None and images.train.image_shape[0] < SMALLEST:
+        backbone = "conv"
+    size = sized(size, backbone=backbone, cut=cut, expert_dim=expert_dim)
+    networks_of(size, images.train)  # what does not fit, or is not installed, is said before anything is written
+    for make in size.transmissions.values():
+        make()
+    claim(out, force=force, resumable=False)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     began_s = time.perf_counter()
     found = channel_gating(size, images, seeds=seeds, device=device, progress=progress)

@@ -6,12 +6,13 @@ from pathlib import Path
 WRITTEN = ("config.json", "metrics.jsonl", "results.json", "results.md", "serving.json", "report.html", "bundles", "checkpoint", "figures")
 
 
-def claim(folder: Path, *, force: bool) -> None:
+def claim(folder: Path, *, force: bool, resumable: bool = True) -> None:
     """Make a run folder ready for a new run.
 
     Args:
         folder: where the run goes; made if absent.
         force: remove an earlier run's files first.
+        resumable: whether a killed run of this kind can be continued.
 
     Raises:
         ValueError: when the folder is not empty and ``force`` is not given, or holds files that no run writes.
@@ -20,7 +21,8 @@ def claim(folder: Path, *, force: bool) -> None:
         raise ValueError(f"run folder {folder} is a file")
     present = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
     if present and not force:
-        raise ValueError(f"run folder {folder} is not empty: give --force to replace the run in it, or --resume to continue it")
+        resume = ", or --resume to continue it" if resumable else ""
+        raise ValueError(f"run folder {folder} is not empty: give --force to replace the run in it{resume}")
     foreign = [name for name in present if name not in WRITTEN and not _left_over(name)]
     if foreign:
         raise ValueError(f"run folder {folder} holds {foreign[0]}, which no run wrote: choose another --out")

@@ -6,7 +6,8 @@ from typing import Any
 METHOD_WORDS = {
     "aware": "channel-aware, additive",
     "aware_joint": "channel-aware, joint",
-    "aware_told_badly": "channel-aware, told with errors",
+    "aware_blurred": "channel-aware, told with errors",
+    "aware_reported": "channel-aware, told CQI reports",
     "naive": "naive (features only)",
     "snr_only": "SNR only",
     "random": "random",
@@ -34,18 +35,22 @@ def channel_gating_table(results: Mapping[str, Any]) -> Iterator[str]:
     """
     settings, means = results["settings"], means_db(results)
     low_db, high_db = settings["train_snr_db"]
+    extractor, quick = settings["extractor"], " (quick)" if results["quick"] else ""
+    symbols = ", ".join(f"{name} {count:g}" for name, count in settings["symbols_per_number"].items())
     yield f"# Channel-aware gating: {settings['data']}, {settings['experts']} experts, top {settings['k']}"
     yield ""
     yield (
-        f"Accuracy in percent, mean ± standard deviation over {results['seeds']} seeds, scale {results['scale']}"
-        f"{' (quick)' if results['quick'] else ''}. {settings['extractor']} cut at {settings['cut']}, experts {settings['expert']}; "
-        f"{settings['clean_epochs']} epochs over perfect channels, then {settings['link_epochs']} over {settings['fading']} links of mean "
-        f"SNR {low_db:g} to {high_db:g} dB, the same for every gate. {settings['train']:,} training and {settings['test']:,} test images."
+        f"Accuracy in percent, mean ± standard deviation over {results['seeds']} seeds, scale {results['scale']}{quick}. "
+        f"Extractor {extractor['kind']}, cut at {extractor.get('cut', 'its end')}; experts {_expert(settings['expert'])}. "
+        f"{settings['clean']['epochs']} epochs over perfect channels, then {settings['links']['epochs']} over {settings['fading']} links "
+        f"of mean SNR {low_db:g} to {high_db:g} dB, the same ones for every gate. {settings['train']:,} training and {settings['test']:,} "
+        "test images."
     )
     yield ""
     yield (
         f"Unequal links lie up to {settings['spread_db']:g} dB from the mean. Told with errors: SNRs reach the gate with a normal error of "
-        f"{settings['told_error_db']:g} dB. Numbers are this project's; the paper's are not known to it."
+        f"3 dB; told CQI reports: as one of 15 steps. SNRs are per symbol; complex symbols per number: {symbols}. Numbers are this "
+        "project's; the paper's are not known to it."
     )
     for transmission, words in TRANSMISSION_WORDS.items():
         methods = [method for method in METHOD_WORDS if transmission in results["curves"].get(method, {})]
@@ -53,7 +58,7 @@ def channel_gating_table(results: Mapping[str, Any]) -> Iterator[str]:
             yield from ("", f"## {words}", "")
             if transmission.startswith("digital"):
                 count = settings["digital_test" if transmission in ("digital", "digital_repetition") else "coded_test"]
-                yield from (f"On the first {count:,} test images.", "")
+                yield from (f"On {count:,} of the test images.", "")
             yield from _curves(results, transmission, methods, means)
     yield from ("", f"## Share of choices by the rank of the link (unequal, {settings['ranks_at_db']:g} dB)", "")
     yield from _selection(results)
@@ -62,6 +67,10 @@ def channel_gating_table(results: Mapping[str, Any]) -> Iterator[str]:
     hardware = results["hardware"]
     machine = hardware.get("gpu", hardware["cpu"])
     yield f"`{results['command']}`: {results['seconds'] / 60:.1f} minutes on {machine}, {hardware['cores']} cores."
+
+
+def _expert(expert: Mapping[str, Any]) -> str:
+    return f"{expert['kind']} ({expert['hidden_dim']} hidden units)" if "hidden_dim" in expert else str(expert["kind"])
 
 
 def _curves(results: Mapping[str, Any], transmission: str, methods: Sequence[str], means: Sequence[float]) -> Iterator[str]:

@@ -95,7 +95,7 @@ def test_gradients_reach_every_part(transmission):
     linked = mixture(aware())
     radio = Radio(fading=Awgn(), transmission=transmission, low_db=0.0, high_db=10.0)
     labels = torch.arange(12) % CLASSES
-    ChannelTraining(epochs=1).loss(linked, images(), labels, radio, generator=generator()).backward()
+    ChannelTraining(epochs=1).loss(linked, images(), labels, radio, links=generator(), noise=generator(1)).backward()
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in linked.parameters())
     assert linked.extractor.conv1.weight.grad.abs().sum() > 0
     assert linked.gate.branch.output.weight.grad.abs().sum() > 0
@@ -115,7 +115,7 @@ def toy(count: int = 600) -> tuple[Tensor, Tensor]:
 def test_a_gate_that_sees_links_learns_to_prefer_good_ones(make):
     linked, (pixels, labels) = mixture(make()), toy()
     training = ChannelTraining(epochs=10, batch_size=32, lr=1e-2)
-    last = training.run(linked, pixels, labels, RADIO, order=generator(7), generator=generator(8))
+    last = training.run(linked, pixels, labels, RADIO, order=generator(7), links=generator(8), noise=generator(9))
     assert last < math.log(CLASSES)
     snr = from_db(torch.rand(600, EXPERTS, generator=generator(9)) * 30 - 10)
     with torch.no_grad():
@@ -127,11 +127,12 @@ def test_a_gate_that_sees_links_learns_to_prefer_good_ones(make):
 def test_links_first_leaves_the_feature_branch_as_it_is():
     linked, (pixels, labels) = mixture(aware()), toy(64)
     training = ChannelTraining(epochs=2, batch_size=32, links_first=2)
-    training.run(linked, pixels, labels, RADIO, order=generator(7), generator=generator(8))
+    training.run(linked, pixels, labels, RADIO, order=generator(7), links=generator(8), noise=generator(9))
     assert not linked.gate.output.weight.any()
     assert linked.gate.branch.output.weight.any()
+    assert all(parameter.requires_grad for parameter in linked.parameters()), "nothing stays frozen"
     after = ChannelTraining(epochs=2, batch_size=32, links_first=1)
-    after.run(linked, pixels, labels, RADIO, order=generator(7), generator=generator(8))
+    after.run(linked, pixels, labels, RADIO, order=generator(7), links=generator(8), noise=generator(9))
     assert linked.gate.output.weight.any()
 
 
@@ -139,7 +140,9 @@ def test_the_same_seeds_train_the_same_weights():
     states = []
     for _ in range(2):
         linked, (pixels, labels) = mixture(aware(joint=True)), toy(64)
-        ChannelTraining(epochs=1, batch_size=32).run(linked, pixels, labels, RADIO, order=generator(7), generator=generator(8))
+        ChannelTraining(epochs=1, batch_size=32).run(
+            linked, pixels, labels, RADIO, order=generator(7), links=generator(8), noise=generator(9)
+        )
         states.append(linked.state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
@@ -149,7 +152,18 @@ def test_bad_input():
         mixture(None, k=4)
     with pytest.raises(ValueError, match="the gate scores 2 experts, there are 3"):
         mixture(SnrGate(feature_dim=DIM, num_experts=2, generator=generator()))
-    for wrong in ({"epochs": 0}, {"epochs": 1, "lr": 0.0}, {"epochs": 1, "balance": -1.0}, {"epochs": 1, "branch_lr": math.inf}):
+    linked = mixture(naive=True)
+    with pytest.raises(ValueError, match=r"one SNR per sample and expert wanted, \[12, 3\], got \[12, 7\]"):
+        linked(images(), torch.ones(12, 7), transmission=Analog(), generator=generator())
+    with pytest.raises(ValueError, match="links with SNRs want a transmission, got none"):
+        linked(images(), torch.ones(12, 3), transmission=None, generator=generator())
+    for wrong in (
+        {"epochs": 0},
+        {"epochs": 1, "balance": math.nan},
+        {"epochs": 1, "lr": 0.0},
+        {"epochs": 1, "balance": -1.0},
+        {"epochs": 1, "branch_lr": math.inf},
+    ):
         with pytest.raises(ValueError, match="above 0"):
             ChannelTraining(**wrong)
     with pytest.raises(ValueError, match="links_first must be between 0 and the 2 epochs, got 3"):

@@ -9,13 +9,15 @@ import torch
 
 from nmoe.channel.analog import Analog
 from nmoe.channel.fading import Awgn, Rayleigh
+from nmoe.channel.knowledge import Exact
+from nmoe.core.errors import EngineError
 from nmoe.core.seeds import torch_generator
 from nmoe.core.units import to_db
 from nmoe.data import load_digits
 from nmoe.learn.channel_gating import LinkedMixture
 from nmoe.moe import ConvExtractor, Mix, MlpExpert, build
-from nmoe.recipes.channel_curves import MeanLinks, answer, mean_and_std, nested
-from nmoe.recipes.channel_gating import CPU, METHODS, PAPER, PAPER_VIT, parts_of, quick, sized
+from nmoe.recipes.channel_curves import DrawnLinks, MeanLinks, answer, mean_and_std, nested
+from nmoe.recipes.channel_gating import CPU, METHODS, PAPER, PAPER_VIT, TOLD, parts_of, quick, sized
 from nmoe.recipes.reproduction import reproduce_channel_gating
 
 
@@ -55,7 +57,7 @@ def test_results_have_what_is_promised(results):
     assert {"name", "scale", "seeds", "command", "hardware", "rows", "curves", "spreads", "selection", "gate_entropy", "settings"} <= set(
         results
     )
-    assert set(results["curves"]) == {*METHODS, "aware_told_badly"}
+    assert set(results["curves"]) == {*METHODS, *TOLD}
     for method in METHODS:
         for transmission in ("analog", "analog_equal", "digital"):
             assert set(results["curves"][method][transmission]) == {"-10", "0", "10", "30"}
@@ -83,8 +85,12 @@ def test_gates_choose_what_they_can_see(results):
     [
         ({"scale": "huge"}, "scale must be one of cpu, paper"),
         ({"seeds": 0}, "seeds must be at least 1, got 0"),
-        ({"backbone": "alexnet"}, "backbone must be one of lenet, fixup_resnet, vit, got 'alexnet'"),
+        ({"backbone": "alexnet"}, "backbone must be one of conv, lenet, fixup_resnet, vit, got 'alexnet'"),
         ({"cut": "pool9"}, "lenet can be cut at pool1, pool2, fc1, got 'pool9'"),
+        ({"backbone": "conv", "cut": "pool1"}, "conv can be cut at end, got 'pool1'"),
+        ({"scale": "paper-vit", "cut": "5"}, "vit can be cut at 0, 1, 2, cls, got '5'"),
+        ({"backbone": "lenet"}, "image_size must be at least 12, got 8"),
+        ({"expert_dim": 0}, "an expert dim of at least 1 wanted, got 0"),
         ({"backbone": "vit", "cut": "7"}, "vit can be cut at 0, 1, 2, cls, got '7'"),
         ({"expert_dim": -1}, "expert dim must be at least 0, got -1"),
     ],
@@ -108,14 +114,42 @@ def test_bad_input_writes_nothing(tmp_path: Path, changes: dict, said: str):
     assert not (tmp_path / "run").exists()
 
 
+def test_missing_codes_are_told_before_anything_is_trained(tmp_path: Path, monkeypatch):
+    def absent() -> None:
+        raise EngineError("channel codes need the extra radio: pip install nmoe[radio]")
+
+    monkeypatch.setattr("nmoe.channel.coding.require_sionna", absent)
+    given = {
+        "scale": "cpu",
+        "data": "digits",
+        "data_dir": None,
+        "test": None,
+        "backbone": None,
+        "cut": None,
+        "expert_dim": None,
+        "seeds": 1,
+    }
+    with pytest.raises(EngineError, match="need the extra radio"):
+        reproduce_channel_gating(**given, brief=False, out=tmp_path / "run", force=False, command="", progress=Silent())
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_test_image_is_used_in_another_order_per_seed():
+    data = load_digits()
+    some = [parts_of(sized(CPU, backbone="conv", cut=None, expert_dim=4), data, seed=seed) for seed in (0, 1)]
+    assert [len(one.test) for one in some] == [359, 359]
+    assert not torch.equal(some[0].test_labels, some[1].test_labels)
+    assert torch.equal(some[0].test_labels.sort().values, some[1].test_labels.sort().values)
+
+
 def test_links_are_drawn_as_said():
-    unequal = MeanLinks("unequal", 5.0, 10.0, Awgn()).draw(4000, 5, seed=0)
+    unequal = MeanLinks("unequal", 5.0, 10.0, Awgn()).draw(4000, 5, seed=0).snr
     assert torch.allclose(to_db(unequal).sort(dim=1).values, torch.tensor([-5.0, 0.0, 5.0, 10.0, 15.0]).expand(4000, -1), atol=1e-4)
     assert torch.allclose(to_db(unequal).mean(dim=0), torch.full((5,), 5.0), atol=0.5), "no expert has the better links"
-    assert torch.allclose(to_db(MeanLinks("equal", -7.0, 10.0, Awgn()).draw(3, 5, seed=0)), torch.full((3, 5), -7.0), atol=1e-4)
-    faded = MeanLinks("equal", 0.0, 10.0, Rayleigh()).draw(20_000, 5, seed=1)
+    assert torch.allclose(to_db(MeanLinks("equal", -7.0, 10.0, Awgn()).draw(3, 5, seed=0).snr), torch.full((3, 5), -7.0), atol=1e-4)
+    faded = MeanLinks("equal", 0.0, 10.0, Rayleigh()).draw(20_000, 5, seed=1).snr
     assert faded.mean() == pytest.approx(1, abs=0.02)
-    assert torch.equal(faded, MeanLinks("equal", 0.0, 10.0, Rayleigh()).draw(20_000, 5, seed=1))
+    assert torch.equal(faded, MeanLinks("equal", 0.0, 10.0, Rayleigh()).draw(20_000, 5, seed=1).snr)
     with pytest.raises(ValueError, match="pattern must be one of unequal, equal, got 'odd'"):
         MeanLinks("odd", 0.0, 10.0, Awgn()).draw(1, 5, seed=0)
 
@@ -126,14 +160,16 @@ def test_answers_count_right_labels_and_ranks():
     extractor = ConvExtractor(in_channels=1, feature_dim=8, generator=draws)
     mixture = LinkedMixture(extractor=extractor, experts=experts, gate=None, k=1, mix=Mix.LOGITS).eval()
     images = torch.rand(2500, 1, 8, 8, generator=draws)
-    snr = torch.tensor([3.0, 2.0, 1.0]).repeat(2500, 1)
+    links = DrawnLinks(torch.ones(2500, 3), torch.tensor([3.0, 2.0, 1.0]).repeat(2500, 1))
     with torch.no_grad():
         clean = mixture(images, None, transmission=None, generator=torch_generator(0, "noise"))
-    perfect = torch.full_like(snr, math.inf)
-    found = answer(mixture, images, clean.probabilities.argmax(dim=1), perfect, Analog(), seed=0)
+    perfect = links._replace(snr=torch.full((2500, 3), math.inf))
+    found = answer(mixture, images, clean.probabilities.argmax(dim=1), perfect, Analog(), Exact(), seed=0)
     assert 0.2 < found.accuracy <= 1
-    assert answer(mixture, images, clean.probabilities.argmax(dim=1), perfect, Analog(), seed=0).entropy == pytest.approx(1, abs=1e-3)
-    ranks = answer(mixture, images, torch.zeros(2500, dtype=torch.int64), snr, Analog(), seed=0).rank_shares
+    assert answer(mixture, images, clean.probabilities.argmax(dim=1), perfect, Analog(), Exact(), seed=0).entropy == pytest.approx(
+        1, abs=1e-3
+    )
+    ranks = answer(mixture, images, torch.zeros(2500, dtype=torch.int64), links, Analog(), Exact(), seed=0).rank_shares
     assert torch.allclose(ranks, torch.full((3,), 1 / 3), atol=0.04)
 
 
