@@ -50,7 +50,7 @@ class Transmission(ABC):
 
         Args:
             features: rows of numbers.
-            snr: of the link that each row crosses, the SNR per symbol during its block: positive, infinity for a perfect link.
+            snr: of the link that each row crosses, the SNR per symbol during its block: at least 0, infinity for a perfect link.
             generator: of the noise; on the features' device.
 
         Raises:
@@ -66,5 +66,24 @@ def check_send(features: Tensor, snr: Tensor) -> None:
     """
     if features.ndim != 2 or snr.shape != features.shape[:1]:
         raise ValueError(f"features [row, dim] and one SNR per row wanted, got {list(features.shape)} and {list(snr.shape)}")
-    if not bool((snr >= 0).all()):
-        raise ValueError("SNRs must be at least 0 and not NaN")
+    check_all(snr, snr >= 0, wanted="SNRs of at least 0")
+
+
+def check_all(values: Tensor, allowed: Tensor, *, wanted: str, unit: str = "") -> None:
+    """Check numbers, of which a mask says which ones are allowed.
+
+    Args:
+        values: the numbers.
+        allowed: of the same shape; false where a number is NaN.
+        wanted: what numbers were wanted, in words.
+        unit: of the numbers; empty for none.
+
+    Raises:
+        ValueError: when one is not allowed; names the first such number and how many more there are.
+    """
+    if bool(allowed.all()):
+        return
+    wrong = values[~allowed]
+    first = f"{float(wrong[0]):g} {unit}".rstrip()
+    more = f" and {wrong.numel() - 1} more" if wrong.numel() > 1 else ""
+    raise ValueError(f"{wanted} wanted, got {first}{more}")

@@ -13,7 +13,7 @@ include/uapi/linux/wireless.h and net/wireless/wext-proc.c, for the report; ther
 
     report     gamma = level - noise; where the driver knows no noise, N = -174 + 10 log10 W + 7
     goodput    gamma = 2^(C / W) - 1
-    smoothed   g <- g + (1 - e^(-dt / tau)) (gamma - g), in dB; rates in bit/s likewise
+    smoothed   g <- g + (1 - e^(-dt / tau)) (gamma - g), in dB
 
 Departures: ours all, the papers being silent. tau = 5 s; a state older than ``STALE_S`` = 30 s counts as never measured. An SNR beyond the
 range is clamped, and counted where a report said it. Goodput is what was moved over the time it took less the round trip; protocols take
@@ -29,15 +29,15 @@ from typing import final
 
 import torch
 
+from nmoe.channel.link_budget import noise_dbm
 from nmoe.channel.rate import shannon_snr, snr_of_cqi
 from nmoe.channel.trace import LinkSample
 from nmoe.core.errors import BadFile
-from nmoe.core.units import to_db
+from nmoe.core.units import HIGHEST_GATE_SNR_DB, LOWEST_GATE_SNR_DB, to_db
 
-LOWEST_DB, HIGHEST_DB = -20.0, 40.0
 BANDWIDTH_HZ = 20e6
 TIME_CONSTANT_S, STALE_S = 5.0, 30.0
-THERMAL_DBM_HZ, NOISE_FIGURE_DB = -174.0, 7.0
+NOISE_FIGURE_DB = 7.0
 UNKNOWN_NOISE_DBM = -256.0  # how a driver says that it does not measure noise
 _HEADER_LINES = 2
 
@@ -90,9 +90,7 @@ class WirelessReport:
         Raises:
             ValueError: when the bandwidth is not above 0.
         """
-        if not 0 < bandwidth_hz < math.inf:
-            raise ValueError(f"a bandwidth above 0 Hz wanted, got {bandwidth_hz} Hz")
-        floor_dbm = THERMAL_DBM_HZ + to_db(bandwidth_hz) + NOISE_FIGURE_DB
+        floor_dbm = noise_dbm(bandwidth_hz, noise_figure_db=NOISE_FIGURE_DB)
         return self.level_dbm - (floor_dbm if self.noise_dbm is None else self.noise_dbm)
 
 
@@ -103,7 +101,8 @@ def parse_wireless(text: str) -> Mapping[str, WirelessReport]:
         text: all of it: two lines of headings, then one line per interface.
 
     Returns:
-        The interfaces by name; none where the machine has no wireless one.
+        The connected interfaces by name; none where the machine has no such one. Of one that is down, or not associated, Linux writes a
+        line of zeros.
 
     Raises:
         BadFile: when a line is not one of such a report.
@@ -113,13 +112,16 @@ def parse_wireless(text: str) -> Mapping[str, WirelessReport]:
         name, colon, rest = line.partition(":")
         fields = rest.split()
         try:
-            level, noise = (float(word.rstrip(".")) for word in fields[2:4])
+            quality, level, noise = (float(word.rstrip(".")) for word in fields[1:4])
+            status = int(fields[0], 16)
         except ValueError as error:
             raise BadFile(f"line {number} of the wireless report should be 'NAME: status quality level noise ...', got {line!r}") from error
-        if not (colon and math.isfinite(level) and math.isfinite(noise)):
+        if not (colon and all(map(math.isfinite, (quality, level, noise)))):
             raise BadFile(f"line {number} of the wireless report should be 'NAME: status quality level noise ...', got {line!r}")
-        noise_dbm = None if noise in (0.0, UNKNOWN_NOISE_DBM) else _dbm(noise)
-        reports[name.strip()] = WirelessReport(level_dbm=_dbm(level), noise_dbm=noise_dbm)
+        if not any((status, quality, level, noise)):  # not connected; its 0 dBm would count as 40 dB
+            continue
+        measured_dbm = None if noise in (0.0, UNKNOWN_NOISE_DBM) else _dbm(noise)
+        reports[name.strip()] = WirelessReport(level_dbm=_dbm(level), noise_dbm=measured_dbm)
     return reports
 
 
@@ -134,7 +136,7 @@ def effective_snr_db(rate_bps: float, *, bandwidth_hz: float = BANDWIDTH_HZ) -> 
     Raises:
         ValueError: when the rate is negative or NaN, or the bandwidth is not above 0.
     """
-    return min(HIGHEST_DB, max(LOWEST_DB, to_db(shannon_snr(rate_bps, bandwidth_hz=bandwidth_hz))))
+    return min(HIGHEST_GATE_SNR_DB, max(LOWEST_GATE_SNR_DB, to_db(shannon_snr(rate_bps, bandwidth_hz=bandwidth_hz))))
 
 
 def sample_snr_db(sample: LinkSample, *, bandwidth_hz: float = BANDWIDTH_HZ) -> float | None:
@@ -169,7 +171,7 @@ def measured_state(rate_bps: float | None, age_s: float, *, bandwidth_hz: float 
 
 @final
 class LinkEstimate:
-    """One link's state, smoothed over reports; see the card.
+    """One link's SNR, smoothed over reports; see the card.
 
     Args:
         source: of the reports.
@@ -182,34 +184,30 @@ class LinkEstimate:
         self.source = source
         self.clamped = 0
         self._snr_db: float | None = None
-        self._rate_bps: float | None = None
         self._at_s = -math.inf
 
-    def observe(self, now_s: float, *, snr_db: float | None, rate_bps: float | None = None) -> None:
+    def observe(self, now_s: float, *, snr_db: float | None) -> None:
         """Learn from one report.
 
         Args:
             now_s: when it was made; a time before the last one's counts as that.
-            snr_db: signal-to-noise ratio; None where the report has none.
-            rate_bps: what the link carried; None where the report has none.
+            snr_db: signal-to-noise ratio; None where the report has none, which makes no estimate younger.
 
         Raises:
-            ValueError: when a number is NaN or the rate negative.
+            ValueError: when a number is not finite.
         """
-        if (snr_db is not None and math.isnan(snr_db)) or math.isnan(now_s) or (rate_bps is not None and not rate_bps >= 0):
-            raise ValueError(f"a time, an SNR in dB and a rate of at least 0 wanted, got {now_s} s, {snr_db} dB, {rate_bps} bit/s")
-        if snr_db is None and rate_bps is None:
+        if not math.isfinite(now_s) or (snr_db is not None and not math.isfinite(snr_db)):
+            raise ValueError(f"a finite time and a finite SNR in dB wanted, got {now_s} s and {snr_db} dB")
+        if snr_db is None:
             return
+        within_db = min(HIGHEST_GATE_SNR_DB, max(LOWEST_GATE_SNR_DB, snr_db))
+        self.clamped += within_db != snr_db
         elapsed_s = max(0.0, now_s - self._at_s)
-        if elapsed_s > STALE_S:
-            self._snr_db = self._rate_bps = None
-        gain = -math.expm1(-elapsed_s / TIME_CONSTANT_S)
-        if snr_db is not None:
-            within_db = min(HIGHEST_DB, max(LOWEST_DB, snr_db))
-            self.clamped += within_db != snr_db
-            self._snr_db = _smoothed(self._snr_db, within_db, gain)
-        if rate_bps is not None:
-            self._rate_bps = _smoothed(self._rate_bps, rate_bps, gain)
+        if self._snr_db is None or elapsed_s > STALE_S:
+            self._snr_db = within_db
+        else:
+            gain = -math.expm1(-elapsed_s / TIME_CONSTANT_S)
+            self._snr_db += gain * (within_db - self._snr_db)
         self._at_s = max(self._at_s, now_s)
 
     def state(self, now_s: float) -> LinkState:
@@ -217,8 +215,4 @@ class LinkEstimate:
         age_s = max(0.0, now_s - self._at_s)
         if age_s > STALE_S:
             return UNMEASURED
-        return LinkState(snr_db=self._snr_db, rate_bps=self._rate_bps, source=self.source, age_s=age_s)
-
-
-def _smoothed(before: float | None, now: float, gain: float) -> float:
-    return now if before is None else before + gain * (now - before)
+        return LinkState(snr_db=self._snr_db, rate_bps=None, source=self.source, age_s=age_s)

@@ -27,6 +27,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nmoe.channel.base import check_all
 from nmoe.channel.mobility import jakes_correlation
 from nmoe.channel.rate import TABLE_GAP, cqi_of_snr, snr_of_cqi
 from nmoe.core.units import from_db
@@ -50,8 +51,8 @@ class Knowledge(ABC):
         """
         if snr.shape != mean_snr.shape:
             raise ValueError(f"as many SNRs as mean SNRs wanted, got {list(snr.shape)} and {list(mean_snr.shape)}")
-        if not bool(((snr >= 0) & (mean_snr > 0)).all()):
-            raise ValueError("SNRs must be at least 0, their means above 0, and none NaN")
+        check_all(snr, snr >= 0, wanted="SNRs of at least 0")
+        check_all(mean_snr, mean_snr > 0, wanted="mean SNRs above 0")
         return torch.where(torch.isinf(snr), snr, self._told(snr, mean_snr, generator))
 
     @abstractmethod

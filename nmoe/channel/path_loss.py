@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nmoe.channel.base import PathLoss
+from nmoe.channel.base import PathLoss, check_all
 
 SPEED_OF_LIGHT_M_S = 3e8
 LOWEST_CARRIER_HZ, HIGHEST_CARRIER_HZ = 0.5e9, 100e9
@@ -55,8 +55,7 @@ class FreeSpace(PathLoss):
             raise ValueError(f"a carrier above 0 Hz wanted, got {self.carrier_hz} Hz")
 
     def loss_db(self, distance_m: Float[Tensor, "*link"]) -> Float[Tensor, "*link"]:
-        if not bool(((distance_m > 0) & (distance_m < math.inf)).all()):
-            raise ValueError(f"distances above 0 m wanted, got {_outside(distance_m, 0.0, math.inf)}")
+        check_all(distance_m, (distance_m > 0) & (distance_m < math.inf), wanted="distances above 0 m", unit="m")
         return 20 * torch.log10(4 * math.pi * self.carrier_hz / SPEED_OF_LIGHT_M_S * distance_m)
 
 
@@ -136,10 +135,5 @@ def line_of_sight_probability(distance_m: Float[Tensor, "*link"]) -> Float[Tenso
 
 
 def _check_distances(distance_m: Tensor, nearest_m: float, farthest_m: float) -> None:
-    if not bool(((distance_m >= nearest_m) & (distance_m <= farthest_m)).all()):
-        raise ValueError(f"distances of {nearest_m:g} to {farthest_m:g} m wanted, got {_outside(distance_m, nearest_m, farthest_m)}")
-
-
-def _outside(distance_m: Tensor, nearest_m: float, farthest_m: float) -> str:
-    outside = distance_m[~((distance_m > nearest_m) & (distance_m < farthest_m))]
-    return f"{float(outside[0]):g} m" + (f" and {outside.numel() - 1} more" if outside.numel() > 1 else "")
+    within = (distance_m >= nearest_m) & (distance_m <= farthest_m)
+    check_all(distance_m, within, wanted=f"distances of {nearest_m:g} to {farthest_m:g} m", unit="m")

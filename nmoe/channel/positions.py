@@ -61,6 +61,7 @@ def local_metres(degrees: Float64[np.ndarray, "place 2"], *, origin_deg: tuple[f
         ValueError: when a place is more than 10 degrees of latitude or longitude from the origin, or NaN.
     """
     offsets = degrees - np.array(origin_deg)
+    offsets[:, 1] -= 360.0 * np.floor((offsets[:, 1] + 180.0) / 360.0)  # within [-180, 180): the short way round, over the date line too
     if not (np.abs(offsets) <= FARTHEST_DEG).all():
         raise ValueError(f"places within {FARTHEST_DEG:g} degrees of the origin {origin_deg} wanted, got some farther off")
     north_m = EARTH_RADIUS_M * np.radians(offsets[:, 0])

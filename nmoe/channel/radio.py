@@ -58,7 +58,16 @@ class Radio:
     def send(
         self, features: Float[Tensor, "batch dim"], snr: Float[Tensor, "batch link"], *, generator: torch.Generator
     ) -> Float[Tensor, "batch link dim"]:
-        """Return what arrives of every sample's features over every link."""
-        batch, links = snr.shape
-        rows = features.unsqueeze(1).expand(-1, links, -1).reshape(batch * links, -1)  # [batch * link, dim]
-        return self.transmission.send(rows, snr.reshape(-1), generator=generator).reshape(batch, links, -1)
+        """Return what arrives of every sample's features over every link.
+
+        Raises:
+            ValueError: when features and SNRs are not of one batch, or an SNR is negative or NaN.
+        """
+        if features.ndim != 2 or snr.ndim != 2 or len(features) != len(snr):
+            raise ValueError(
+                f"features [batch, dim] and SNRs [batch, link] of one batch wanted, got {list(features.shape)} and {list(snr.shape)}"
+            )
+        links = snr.shape[1]
+        rows = features.unsqueeze(1).expand(-1, links, -1).flatten(0, 1)  # [batch * link, dim]
+        arrived = self.transmission.send(rows, snr.reshape(-1), generator=generator)
+        return arrived.reshape(len(snr), links, features.shape[1])

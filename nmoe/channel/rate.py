@@ -27,6 +27,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from nmoe.channel.base import check_all
 from nmoe.core.units import from_db
 
 TABLE_GAP = from_db(2.0)
@@ -74,7 +75,7 @@ def shannon_rate(snr: float | Tensor, *, bandwidth_hz: float, gap: float = 1.0) 
     """
     _check_link(bandwidth_hz, gap)
     if isinstance(snr, Tensor):
-        _check_all("SNRs", snr)
+        check_all(snr, snr >= 0, wanted="SNRs of at least 0")
         return bandwidth_hz / math.log(2) * torch.log1p(snr / gap)
     if not snr >= 0:
         raise ValueError(f"an SNR of at least 0 wanted, got {snr}")
@@ -101,7 +102,7 @@ def shannon_snr(rate_bps: float | Tensor, *, bandwidth_hz: float, gap: float = 1
     """
     _check_link(bandwidth_hz, gap)
     if isinstance(rate_bps, Tensor):
-        _check_all("rates", rate_bps)
+        check_all(rate_bps, rate_bps >= 0, wanted="rates of at least 0 bit/s", unit="bit/s")
         return gap * torch.expm1(rate_bps * (math.log(2) / bandwidth_hz))
     if not rate_bps >= 0:
         raise ValueError(f"a rate of at least 0 bit/s wanted, got {rate_bps}")
@@ -119,7 +120,7 @@ def cqi_of_snr(snr: Float[Tensor, "*link"], *, gap: float = TABLE_GAP) -> Int[Te
     Raises:
         ValueError: when an argument is out of range or NaN.
     """
-    _check_all("SNRs", snr)
+    check_all(snr, snr >= 0, wanted="SNRs of at least 0")
     return torch.bucketize(snr.contiguous(), _thresholds(gap).to(snr), right=True)
 
 
@@ -170,9 +171,3 @@ def _check_link(bandwidth_hz: float, gap: float) -> None:
         raise ValueError(f"a bandwidth above 0 Hz wanted, got {bandwidth_hz} Hz")
     if not 1 <= gap < math.inf:
         raise ValueError(f"a gap to Shannon's bound of at least 1 (0 dB) wanted, got {gap}")
-
-
-def _check_all(what: str, values: Tensor) -> None:
-    if not bool((values >= 0).all()):
-        wrong = values[~(values >= 0)]
-        raise ValueError(f"{what} of at least 0 wanted, got {float(wrong[0]):g}")

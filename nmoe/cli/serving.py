@@ -43,7 +43,13 @@ RoutingWord = Annotated[str, typer.Option("--routing", help="What decides who is
 Channel = Annotated[str | None, typer.Option(help="Simulate radio links to neighbours that fade so.", metavar="awgn|rayleigh|rician:K")]
 Snr = Annotated[str | None, typer.Option(help="Range of their mean SNRs in dB; -10:20 if not given.", metavar="LOW:HIGH")]
 TransmissionWord = Annotated[
-    str | None, typer.Option("--transmission", help="How features cross them; analog if not given.", metavar="analog|digital|digital:BITS")
+    str | None,
+    typer.Option(
+        "--transmission",
+        help="How features cross them; analog if not given. Digital: 2 to 16 bits a number (8 if not given), bpsk, qpsk (if not given) or "
+        "16qam, code none (if not given), repetition, convolutional or ldpc; the last two need the extra radio.",
+        metavar="analog|digital[:BITS[:MODULATION[:CODE]]]",
+    ),
 ]
 ChannelSeed = Annotated[int | None, typer.Option(help="Seed of their SNRs, fading and noise; 0 if not given.", metavar="N")]
 ChannelTrace = Annotated[

@@ -37,10 +37,15 @@ Channel = Annotated[
 ]
 Snr = Annotated[str | None, typer.Option(help="Range of the links' mean SNRs in dB; -10:20 if not given.", metavar="LOW:HIGH")]
 TransmissionName = Annotated[
-    str, typer.Option(help="How features cross a link; digital is uncoded QPSK, 8 bits a number.", metavar="analog|digital|digital:BITS")
+    str,
+    typer.Option(
+        help="With --channel: how features cross a link. Digital: 2 to 16 bits a number (8 if not given), bpsk, qpsk (if not given) or "
+        "16qam, code none (if not given), repetition, convolutional or ldpc; the last two need the extra radio.",
+        metavar="analog|digital[:BITS[:MODULATION[:CODE]]]",
+    ),
 ]
-ChannelGate = Annotated[str, typer.Option(help="Form of the channel-aware gate.", metavar="additive|joint")]
-CollapseWeight = Annotated[float, typer.Option(help="Weight of the penalty on gating collapse over noisy links.")]
+ChannelGate = Annotated[str, typer.Option(help="With --channel: form of the channel-aware gate.", metavar="additive|joint")]
+CollapseWeight = Annotated[float, typer.Option(help="With --channel: weight of the penalty on gating collapse over noisy links.")]
 Seed = Annotated[int, typer.Option(help="Seed of every draw.")]
 Engine = Annotated[str, typer.Option(help="In this process, or Flower's Ray simulation.", metavar="local|ray")]
 Out = Annotated[Path | None, typer.Option(help="Run folder.", metavar="DIR")]

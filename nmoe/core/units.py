@@ -6,6 +6,11 @@ from typing import overload
 import torch
 from torch import Tensor
 
+LOWEST_GATE_SNR_DB, HIGHEST_GATE_SNR_DB = (
+    -20.0,
+    40.0,
+)  # range of SNRs that gates tell apart; beyond it a link is as bad, or good, as it gets
+
 
 @overload
 def from_db(value_db: float) -> float: ...

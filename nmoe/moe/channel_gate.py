@@ -33,9 +33,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from nmoe.core.units import HIGHEST_GATE_SNR_DB, LOWEST_GATE_SNR_DB
 from nmoe.moe.gate import ColumnGate, Gate, check_snr
 
-LOWEST_DB, HIGHEST_DB = -20.0, 40.0  # beyond them a link is as bad, or as good, as it gets
 DB_PER_LEVEL = 10.0
 
 
@@ -61,7 +61,7 @@ def link_levels(snr_db: Float[Tensor, "batch link"]) -> LinkLevels:
     """
     unknown = snr_db.isnan()
     measured = ~unknown & (snr_db != math.inf)
-    levels = snr_db.nan_to_num(nan=0.0).clamp(LOWEST_DB, HIGHEST_DB) / DB_PER_LEVEL
+    levels = snr_db.nan_to_num(nan=0.0).clamp(LOWEST_GATE_SNR_DB, HIGHEST_GATE_SNR_DB) / DB_PER_LEVEL
     count = measured.sum(dim=1, keepdim=True)  # [batch, 1]
     mean = (levels * measured).sum(dim=1, keepdim=True) / count.clamp_min(1)
     return LinkLevels(levels=torch.where(unknown, mean, levels), mean=mean, measured=count > 0)
@@ -87,7 +87,9 @@ class LinkBranch(nn.Module):
         self.features = nn.Linear(feature_dim, hidden_dim, bias=False) if feature_dim else None
         self.output = nn.Linear(hidden_dim, 1, bias=False)  # a bias would raise all experts alike
         nn.init.normal_(self.levels.weight, generator=generator)
-        knots = torch.empty_like(self.levels.weight).uniform_(LOWEST_DB / DB_PER_LEVEL, HIGHEST_DB / DB_PER_LEVEL, generator=generator)
+        knots = torch.empty_like(self.levels.weight).uniform_(
+            LOWEST_GATE_SNR_DB / DB_PER_LEVEL, HIGHEST_GATE_SNR_DB / DB_PER_LEVEL, generator=generator
+        )
         with torch.no_grad():
             self.levels.bias.copy_(-(self.levels.weight * knots).sum(dim=1))
         if self.features is not None:

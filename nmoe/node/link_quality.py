@@ -21,8 +21,8 @@ from typing import final
 import numpy as np
 from jaxtyping import Float32
 
-from nmoe.channel.estimate import HIGHEST_DB, LOWEST_DB, LinkState, measured_state
-from nmoe.core.units import from_db, to_db
+from nmoe.channel.estimate import LinkState, measured_state
+from nmoe.core.units import HIGHEST_GATE_SNR_DB, LOWEST_GATE_SNR_DB, from_db, to_db
 from nmoe.node.links import Link
 from nmoe.node.messages import TensorFormat
 from nmoe.node.messages.formats import LARGEST_CODE, dequantise, quantise
@@ -121,10 +121,10 @@ class LinkQuality:
         form = choose_format(link, rules.formats, rows=rows, in_dim=rules.in_dim, out_dim=rules.out_dim, left_s=left_s, now_s=now_s)
         predicted_s = link.predict_s(rows, self._origin.reach.size(rows, form), now_s)
         if predicted_s is not None and predicted_s > left_s:
-            return LOWEST_DB
+            return LOWEST_GATE_SNR_DB
         rounding_db = self._rounding.snr_db(form)
         if block is None:
-            return math.nan if predicted_s is None else min(HIGHEST_DB, rounding_db)
+            return math.nan if predicted_s is None else min(HIGHEST_GATE_SNR_DB, rounding_db)
         radio_db = block.get(link.peer, math.nan)
         if math.isinf(rounding_db) or math.isnan(radio_db):
             return radio_db

@@ -55,5 +55,5 @@ def _strongest(path: Path) -> WirelessReport:
     except OSError as error:
         raise BadFile(f"this system has no wireless report: cannot read {path}: {error.strerror}") from error
     if not reports:
-        raise BadFile(f"this machine has no wireless interface: {path} lists none")
+        raise BadFile(f"no wireless interface is connected: {path} lists none that is")
     return max(reports.values(), key=lambda report: report.level_dbm)

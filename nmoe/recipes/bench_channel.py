@@ -60,9 +60,9 @@ def bench_channel(*, turns: int, as_json: bool, say: Callable[[str], None], samp
     if as_json:
         say(json.dumps({"name": "channel", "machine": machine, "rows": rows}))
         return
-    say(f"{'system':<28}{'case':<52}{'link samples':>16}")
+    say(f"{'system':<40}{'case':<52}{'link samples':>16}")
     for row in rows:
-        say(f"{row['system']:<28}{row['case']:<52}{row['value'] / 1e6:>9.1f} M 1/s")
+        say(f"{row['system']:<40}{row['case']:<52}{row['value'] / 1e6:>9.1f} M 1/s")
 
 
 def as_rows(rates_hz: Mapping[tuple[str, str], Sequence[float]]) -> list[dict[str, Any]]:
@@ -81,6 +81,7 @@ def _systems(samples: int) -> dict[tuple[str, str], Draw]:
     for name, fading in fadings.items():
         radio = Radio(fading=fading, transmission=Analog(), low_db=-10.0, high_db=20.0)
         systems[f"Radio.fade, {name}", f"{batch:,} samples, {LINKS} links"] = _radio(radio, batch)
+        systems[f"Radio.draw_means + fade, {name}", f"{batch:,} samples, {LINKS} links"] = _training(radio, batch)
     users, few = samples // SITES, samples // SITES // 10
     systems["urban micro, no sight", f"path loss, shadowing, {users:,} users"] = _places(0.0, users)
     systems["urban micro, no sight", f"path loss, correlated shadowing, {few:,} users"] = _places(13.0, few)
@@ -97,6 +98,12 @@ def _radio(radio: Radio, batch: int) -> Draw:
     generator = torch_generator(0, "bench", "radio")
     means = radio.draw_means(batch, LINKS, generator=generator)
     return lambda: radio.fade(means, generator=generator)
+
+
+def _training(radio: Radio, batch: int) -> Draw:
+    """Return what training draws per sample: means anew, then a block of each."""
+    generator = torch_generator(0, "bench", "training")
+    return lambda: radio.fade(radio.draw_means(batch, LINKS, generator=generator), generator=generator)
 
 
 def _places(correlation_m: float, users: int) -> Draw:

@@ -2,10 +2,9 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from nmoe.channel.radio import Radio
 from nmoe.core.errors import BadFile
@@ -26,7 +25,7 @@ from nmoe.federate import (
 )
 from nmoe.learn import PrivacyBudget
 from nmoe.moe import Mix
-from nmoe.recipes.channel_options import CHANNEL_GATES, DEFAULT_SNR, parse_radio
+from nmoe.recipes.channel_options import CHANNEL_GATES, DEFAULT_SNR, parse_radio, read_number, wrong_choice
 
 EXTRACTORS = ("fedsc", "fedce")
 GATES = ("fedgate", "rangate", "rollgate")
@@ -34,7 +33,6 @@ ENGINES = ("local", "ray")
 SYNCS = ("full", "trunk", "head", "every:M", "neighbours")
 SPLITS = ("iid", "shards:M", "dirichlet:A", "quantity:A")
 OF_CHANNEL = ("snr", "transmission", "channel_gate", "collapse_weight")
-Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,12 +183,12 @@ def parse_split(text: str) -> Partition:
     if text == "iid":
         return Iid()
     if kind == "shards":
-        return Shards(classes_per_node=_number("split", text, number, int, SPLITS))
+        return Shards(classes_per_node=read_number("split", text, number, int, SPLITS))
     if kind == "dirichlet":
-        return Dirichlet(alpha=_number("split", text, number, float, SPLITS))
+        return Dirichlet(alpha=read_number("split", text, number, float, SPLITS))
     if kind == "quantity":
-        return QuantitySkew(alpha=_number("split", text, number, float, SPLITS))
-    raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {text!r}")
+        return QuantitySkew(alpha=read_number("split", text, number, float, SPLITS))
+    raise wrong_choice("split", text, SPLITS)
 
 
 def parse_sync(text: str) -> Synchronisation:
@@ -209,20 +207,13 @@ def parse_sync(text: str) -> Synchronisation:
         return plain[text]()
     kind, _, number = text.partition(":")
     if kind == "every":
-        return PeriodicSync(_number("gate sync", text, number, int, SYNCS))
-    raise ValueError(f"gate sync must be one of {', '.join(SYNCS)}, got {text!r}")
-
-
-def _number(name: str, text: str, number: str, kind: Callable[[str], Number], choices: tuple[str, ...]) -> Number:
-    try:
-        return kind(number)
-    except ValueError:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {text!r}") from None
+        return PeriodicSync(read_number("gate sync", text, number, int, SYNCS))
+    raise wrong_choice("gate sync", text, SYNCS)
 
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        raise wrong_choice(name, value, choices)
 
 
 def _at_least_one(name: str, value: Any) -> None:

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from nmoe.core.files import write_bytes, write_json
-from nmoe.data import load
+from nmoe.data import ImageDataset, load
 from nmoe.moe.lenet import SMALLEST
-from nmoe.recipes.channel_gating import CPU, NAME, PAPER, PAPER_VIT, channel_gating, networks_of, quick, sized
+from nmoe.recipes.channel_gating import CPU, NAME, PAPER, PAPER_VIT, Scale, channel_gating, networks_of, quick, sized
 from nmoe.recipes.run_folder import claim
 from nmoe.recipes.watch import Progress
 from nmoe.report.channel_gating import channel_gating_table
@@ -84,24 +84,31 @@ def reproduce_channel_gating(
     if seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {seeds}")
     images = load(data, data_dir, test, 0)
-    size = quick(SCALES[scale]) if brief else SCALES[scale]
     if scale == "cpu" and backbone is None and cut is None and images.train.image_shape[0] < SMALLEST:
         backbone = "conv"
-    size = sized(size, backbone=backbone, cut=cut, expert_dim=expert_dim)
-    networks_of(size, images.train)  # what does not fit, or is not installed, is said before anything is written
-    for make in size.transmissions.values():
-        make()
+    size = sized(quick(SCALES[scale]) if brief else SCALES[scale], backbone=backbone, cut=cut, expert_dim=expert_dim)
+    check_start(size, images.train)
     claim(out, force=force, resumable=False)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     began_s = time.perf_counter()
     found = channel_gating(size, images, seeds=seeds, device=device, progress=progress)
     results = {"name": NAME, "scale": scale, "quick": brief, "seeds": seeds, "command": command, "hardware": hardware(device)}
     results |= {"seconds": time.perf_counter() - began_s, **found}
-    figures = {"curves": curves_figure, "selection": selection_figure}
-    write_reproduction(
-        results, out, table=channel_gating_table(results), figures={name: png_bytes(draw(results)) for name, draw in figures.items()}
-    )
+    figures = {"curves": png_bytes(curves_figure(results)), "selection": png_bytes(selection_figure(results))}
+    write_reproduction(results, out, table=channel_gating_table(results), figures=figures)
     return results
+
+
+def check_start(size: Scale, images: ImageDataset) -> None:
+    """Make every network and transmission once: what does not fit or is not installed should not be found out hours later.
+
+    Raises:
+        ValueError: when images and networks do not fit together.
+        EngineError: when a code's library is not installed.
+    """
+    networks_of(size, images)
+    for make in size.transmissions.values():
+        make()
 
 
 def write_reproduction(results: Mapping[str, Any], out: Path, *, table: Iterable[str], figures: Mapping[str, bytes]) -> None:

@@ -214,8 +214,8 @@ def test_the_same_seed_gives_the_same_numbers_and_no_rows_give_none(modulation, 
 
 @pytest.mark.parametrize("worst", [math.nan, -1.0])
 def test_bad_snrs_are_named(worst):
-    with pytest.raises(ValueError, match="SNRs must be at least 0 and not NaN"):
-        Digital().send(torch.ones(2, 3), torch.tensor([1.0, worst]), generator=generator())
+    with pytest.raises(ValueError, match=f"SNRs of at least 0 wanted, got {worst:g} and 1 more$"):
+        Digital().send(torch.ones(3, 3), torch.tensor([1.0, worst, worst]), generator=generator())
 
 
 def test_bad_bits_are_named():

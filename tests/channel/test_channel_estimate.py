@@ -8,8 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nmoe.channel.estimate import (
-    HIGHEST_DB,
-    LOWEST_DB,
     STALE_S,
     TIME_CONSTANT_S,
     UNMEASURED,
@@ -25,7 +23,7 @@ from nmoe.channel.estimate import (
 from nmoe.channel.rate import shannon_rate
 from nmoe.channel.trace import LinkSample
 from nmoe.core.errors import BadFile
-from nmoe.core.units import from_db
+from nmoe.core.units import HIGHEST_GATE_SNR_DB, LOWEST_GATE_SNR_DB, from_db
 
 HEADINGS = """Inter-| sta-|   Quality        |   Discarded packets               | Missed | WE
  face | tus | link level noise |  nwid  crypt   frag  retry   misc | beacon | 22
@@ -41,12 +39,32 @@ def test_a_report_of_linux_is_read():
     }
 
 
+def test_a_card_that_is_down_or_not_associated_is_left_out():
+    """Linux writes null statistics for it: 0 dBm, which would be the best link of all."""
+    down = " wlan1: 0000    0     0     0        0      0      0      0      0        0\n"
+    live = " wlan0: 0000   54.  -56.  -256        0      0      0      0      0        0\n"
+    assert parse_wireless(HEADINGS + down + live) == {"wlan0": WirelessReport(level_dbm=-56.0, noise_dbm=None)}
+    assert parse_wireless(HEADINGS + down) == {}
+    weak = " wlan0: 0000    0.  -95.    0.       0      0      0      0      0        0\n"
+    assert parse_wireless(HEADINGS + weak) == {"wlan0": WirelessReport(level_dbm=-95.0, noise_dbm=None)}
+
+
 def test_a_machine_without_wireless_interfaces_has_an_empty_report():
     assert parse_wireless(HEADINGS) == {}
     assert parse_wireless("") == {}
 
 
-@pytest.mark.parametrize("line", ["wlan0 0000 54. -56. -95.", "wlan0: 0000 54.", "wlan0: 0000 54. x -95.", "wlan0: 0000 54. nan -95."])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "wlan0 0000 54. -56. -95.",
+        "wlan0: 0000 54.",
+        "wlan0: 0000 54. x -95.",
+        "wlan0: 0000 54. nan -95.",
+        "wlan0: 0000 nan -56. -95.",
+        "wlan0: up 54. -56. -95.",
+    ],
+)
 def test_a_damaged_report_is_refused_by_its_line(line):
     with pytest.raises(BadFile, match="line 3 of the wireless report"):
         parse_wireless(HEADINGS + line + "\n")
@@ -60,7 +78,7 @@ def test_noise_that_is_not_measured_is_thermal():
         WirelessReport(level_dbm=-56.0, noise_dbm=None).snr_db(bandwidth_hz=0.0)
 
 
-@given(st.floats(LOWEST_DB, HIGHEST_DB), st.floats(1e3, 1e9))
+@given(st.floats(LOWEST_GATE_SNR_DB, HIGHEST_GATE_SNR_DB), st.floats(1e3, 1e9))
 def test_a_rate_stands_for_the_snr_that_shannon_needs_for_it(snr_db, bandwidth_hz):
     rate_bps = shannon_rate(from_db(snr_db), bandwidth_hz=bandwidth_hz)
     assert effective_snr_db(rate_bps, bandwidth_hz=bandwidth_hz) == pytest.approx(snr_db, abs=1e-6)
@@ -69,8 +87,8 @@ def test_a_rate_stands_for_the_snr_that_shannon_needs_for_it(snr_db, bandwidth_h
 def test_effective_snrs_by_hand_and_at_the_ends_of_the_range():
     assert effective_snr_db(20e6) == pytest.approx(0.0)  # C = W: an SNR of 1
     assert effective_snr_db(40e6) == pytest.approx(10 * math.log10(3))
-    assert effective_snr_db(0.0) == LOWEST_DB
-    assert effective_snr_db(1e12) == HIGHEST_DB
+    assert effective_snr_db(0.0) == LOWEST_GATE_SNR_DB
+    assert effective_snr_db(1e12) == HIGHEST_GATE_SNR_DB
     for wrong in (-1.0, math.nan):
         with pytest.raises(ValueError, match="rate of at least 0"):
             effective_snr_db(wrong)
@@ -98,16 +116,25 @@ def test_what_was_never_measured_or_too_long_ago_says_so():
     assert estimate.state(0.0) == UNMEASURED
     estimate.observe(5.0, snr_db=None)
     assert estimate.state(5.0) == UNMEASURED
-    estimate.observe(10.0, snr_db=3.0, rate_bps=1e6)
-    assert estimate.state(10.0 + STALE_S) == LinkState(snr_db=3.0, rate_bps=1e6, source=Source.TRACE, age_s=STALE_S)
+    estimate.observe(10.0, snr_db=3.0)
+    assert estimate.state(10.0 + STALE_S) == LinkState(snr_db=3.0, rate_bps=None, source=Source.TRACE, age_s=STALE_S)
     assert estimate.state(10.1 + STALE_S) == UNMEASURED
 
 
 def test_after_a_stale_while_an_estimate_begins_anew():
     estimate = LinkEstimate(Source.WIRELESS)
-    estimate.observe(0.0, snr_db=3.0, rate_bps=1e6)
+    estimate.observe(0.0, snr_db=3.0)
     estimate.observe(STALE_S + 1, snr_db=-10.0)
     assert estimate.state(STALE_S + 1) == LinkState(snr_db=-10.0, rate_bps=None, source=Source.WIRELESS, age_s=0.0)
+
+
+def test_reports_without_an_snr_keep_no_old_one_young():
+    estimate = LinkEstimate(Source.TRACE)
+    estimate.observe(0.0, snr_db=7.0)
+    for now_s in map(float, range(1, 60)):
+        estimate.observe(now_s, snr_db=sample_snr_db(LinkSample(snr_db=None, rate_bps=0.0, age_s=0.0)))
+        known = LinkState(snr_db=7.0, rate_bps=None, source=Source.TRACE, age_s=now_s)
+        assert estimate.state(now_s) == (known if now_s <= STALE_S else UNMEASURED)
 
 
 @given(st.lists(st.tuples(st.floats(0.0, 10.0), st.floats(-15, 35)), min_size=1, max_size=20))
@@ -129,14 +156,18 @@ def test_smoothing_is_the_exponential_average_of_the_card(reports):
 
 def test_absurd_snrs_are_clamped_and_counted():
     estimate = LinkEstimate(Source.WIRELESS)
-    for now_s, snr_db in enumerate((500.0, math.inf, 10.0, -math.inf)):
+    for now_s, snr_db in enumerate((500.0, 41.0, 10.0, -300.0)):
         estimate.observe(1e3 * now_s, snr_db=snr_db)
     assert estimate.clamped == 3
-    assert estimate.state(3e3).snr_db == LOWEST_DB
+    assert estimate.state(3e3).snr_db == LOWEST_GATE_SNR_DB
 
 
-def test_nan_and_negative_rates_are_refused():
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_refused_and_changes_nothing(wrong):
     estimate = LinkEstimate(Source.WIRELESS)
-    for snr_db, rate_bps in ((math.nan, None), (1.0, -1.0), (1.0, math.nan)):
-        with pytest.raises(ValueError, match="SNR in dB and a rate of at least 0 wanted"):
-            estimate.observe(0.0, snr_db=snr_db, rate_bps=rate_bps)
+    estimate.observe(0.0, snr_db=1.0)
+    for now_s, snr_db in ((0.0, wrong), (wrong, 2.0), (wrong, None)):
+        with pytest.raises(ValueError, match=f"a finite time and a finite SNR in dB wanted, got {now_s} s and {snr_db} dB"):
+            estimate.observe(now_s, snr_db=snr_db)
+    assert estimate.state(0.0) == LinkState(snr_db=1.0, rate_bps=None, source=Source.WIRELESS, age_s=0.0)
+    assert estimate.clamped == 0

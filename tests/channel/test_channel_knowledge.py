@@ -101,8 +101,9 @@ def test_a_report_is_the_indicators_lowest_snr(snrs_db):
         (lambda: Estimated.outdated(delay_s=1.0, doppler_hz=-1.0), "got -1.0 Hz"),
         (lambda: Blurred(sigma_db=-1.0), "got -1.0 dB"),
         (lambda: Reported(gap=0.5), "got 0.5"),
-        (lambda: Exact().tell(torch.tensor([[math.nan]]), torch.ones(1, 1), generator=generator()), "none NaN"),
-        (lambda: Exact().tell(torch.ones(1, 1), torch.zeros(1, 1), generator=generator()), "means above 0"),
+        (lambda: Exact().tell(torch.tensor([[math.nan]]), torch.ones(1, 1), generator=generator()), "SNRs of at least 0 wanted, got nan$"),
+        (lambda: Exact().tell(torch.ones(1, 1), torch.zeros(1, 1), generator=generator()), "mean SNRs above 0 wanted, got 0$"),
+        (lambda: Exact().tell(torch.tensor([[1.0, -2.0, -3.0]]), torch.ones(1, 3), generator=generator()), "got -2 and 1 more$"),
     ],
 )
 def test_bad_input_is_refused(make, said):

@@ -121,6 +121,14 @@ def test_distances_outside_the_standard_are_refused(law, distance_m):
 
 
 @pytest.mark.parametrize(
+    ("distances_m", "named"), [([10.0, 5.0], "5 m$"), ([5000.0, 6000.0], "6000 m$"), ([10.0, 5000.0, math.nan], "nan m$")]
+)
+def test_the_distance_that_is_outside_is_named_and_not_one_on_the_edge(distances_m, named):
+    with pytest.raises(ValueError, match=f"distances of 10 to 5000 m wanted, got {named}"):
+        micro().loss_db(torch.tensor(distances_m))
+
+
+@pytest.mark.parametrize(
     ("make", "said"),
     [
         (lambda: FreeSpace(carrier_hz=0.0), "above 0 Hz wanted, got 0.0"),

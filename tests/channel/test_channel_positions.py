@@ -49,6 +49,15 @@ def test_the_plane_by_hand():
     assert plane.flatten().tolist() == pytest.approx([0, 111_195.08, 55_597.54, 0, 0, 0], abs=0.01)
 
 
+@pytest.mark.parametrize(("origin", "place"), [(179.9, -179.9), (-179.9, 179.9), (180.0, -180.0), (-180.0, 180.0)])
+def test_neighbours_over_the_date_line_are_near(origin, place):
+    """Fiji: 0.2 degrees of longitude the short way round, or none."""
+    plane = local_metres(np.array([[-17.0, place], [-17.0, origin]]), origin_deg=(-17.0, origin))
+    east_deg = place - origin + (360 if place < origin else -360)
+    wanted_m = EARTH_RADIUS_M * math.radians(east_deg) * math.cos(math.radians(17.0))
+    assert plane.flatten().tolist() == pytest.approx([wanted_m, 0, 0, 0], abs=1e-3)
+
+
 def test_places_too_far_for_a_plane_are_refused():
     with pytest.raises(ValueError, match="within 10 degrees"):
         local_metres(np.array([[0.0, 0.0]]), origin_deg=MELBOURNE_DEG)

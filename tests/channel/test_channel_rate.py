@@ -143,7 +143,7 @@ def test_rates_of_a_real_network_keep_to_shannon():
         (lambda: shannon_rate(-1.0, bandwidth_hz=1.0), "got -1.0"),
         (lambda: shannon_rate(1.0, bandwidth_hz=1.0, gap=0.5), "at least 1"),
         (lambda: shannon_snr(-1.0, bandwidth_hz=1.0), "got -1.0"),
-        (lambda: shannon_snr(torch.tensor(-2.0), bandwidth_hz=1.0), "rates of at least 0 wanted, got -2"),
+        (lambda: shannon_snr(torch.tensor(-2.0), bandwidth_hz=1.0), "rates of at least 0 bit/s wanted, got -2 bit/s"),
         (lambda: cqi_of_snr(torch.tensor(math.nan)), "got nan"),
         (lambda: rate_of_snr(torch.tensor(1.0), bandwidth_hz=0.0), "got 0.0 Hz"),
         (lambda: snr_of_cqi(torch.tensor([3, 16])), "0 to 15 wanted, got 3 to 16"),

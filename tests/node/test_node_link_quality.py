@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from nmoe.channel.analog import Analog
-from nmoe.channel.estimate import BANDWIDTH_HZ, HIGHEST_DB, LOWEST_DB, Source
+from nmoe.channel.estimate import BANDWIDTH_HZ, Source
 from nmoe.channel.fading import Awgn, Rayleigh
 from nmoe.channel.quantise import distortion_snr
 from nmoe.channel.radio import Radio
 from nmoe.cli.serving import radio_links
 from nmoe.core.errors import BadFile
-from nmoe.core.units import to_db
+from nmoe.core.units import HIGHEST_GATE_SNR_DB, LOWEST_GATE_SNR_DB, to_db
 from nmoe.node import TensorFormat, events
 from nmoe.node.link_quality import MEASURED_ROWS, LinkQuality, Rounding
 from nmoe.node.messages import ExpertCard
@@ -67,13 +67,13 @@ def test_rounding_is_what_the_channels_quantiser_measures():
 
 def test_a_gate_is_told_the_format_that_each_link_bears():
     given, origin = quality()
-    assert told(given) == [math.inf, HIGHEST_DB, HIGHEST_DB, pytest.approx(math.nan, nan_ok=True)]
+    assert told(given) == [math.inf, HIGHEST_GATE_SNR_DB, HIGHEST_GATE_SNR_DB, pytest.approx(math.nan, nan_ok=True)]
     origin.links["b"].goodput_bytes_s = origin.links["c"].goodput_bytes_s = 15_000.0
     own, b, c, nobody = told(given)
-    assert (own, b) == (math.inf, HIGHEST_DB), "d serves b's expert, and its link is as before"
+    assert (own, b) == (math.inf, HIGHEST_GATE_SNR_DB), "d serves b's expert, and its link is as before"
     assert c == pytest.approx(INT4_DB, abs=1e-3)
     assert math.isnan(nobody)
-    assert told(given, left_s=0.01)[2] == LOWEST_DB
+    assert told(given, left_s=0.01)[2] == LOWEST_GATE_SNR_DB
     origin.links["c"].rtt_s = origin.links["c"].goodput_bytes_s = None
     assert math.isnan(told(given)[2])
 

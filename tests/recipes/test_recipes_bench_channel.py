@@ -37,6 +37,14 @@ def test_every_system_draws_finite_snrs_and_new_ones_each_time():
         assert "AWGN" in system or not bool((first == second).all())
 
 
+def test_what_training_draws_is_measured_means_included():
+    systems = _systems(1000)
+    for law in ("AWGN", "Rayleigh", "Rician, K = 4"):
+        assert (f"Radio.fade, {law}", "200 samples, 5 links") in systems
+        draw = systems[f"Radio.draw_means + fade, {law}", "200 samples, 5 links"]
+        assert not bool((draw() == draw()).all()), "means are drawn anew, also where nothing fades"
+
+
 def test_rows_are_medians():
     assert as_rows({("a", "b"): [3.0, 1.0, 2.0]})[0]["value"] == 2.0
 

@@ -3,17 +3,22 @@
 import dataclasses
 import json
 import math
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from nmoe import cli
 from nmoe.channel.analog import Analog
+from nmoe.channel.coding import Convolutional, Ldpc, Repetition
 from nmoe.channel.digital import Digital
 from nmoe.channel.fading import Awgn, Rayleigh, Rician
-from nmoe.channel.modulation import Qpsk
+from nmoe.channel.modulation import Bpsk, Qam16, Qpsk
 from nmoe.channel.radio import Radio
+from nmoe.core.errors import EngineError
 from nmoe.recipes.channel_options import parse_fading, parse_snr, parse_transmission
 from nmoe.recipes.options import TrainOptions, read_options
 from nmoe.recipes.program import BUNDLES, GATES, NAIVE_GATES, program_of
@@ -27,6 +32,31 @@ def test_words_become_a_radio() -> None:
     assert told == Radio(fading=Rician(k_factor=2.5), transmission=Digital(bits=4, modulation=Qpsk()), low_db=-3.5, high_db=-1.0)
     assert parse_fading("awgn") == Awgn()
     assert parse_transmission("digital") == Digital(bits=8, modulation=Qpsk())
+
+
+def test_a_transmission_may_name_its_modulation_and_its_code() -> None:
+    assert parse_transmission("digital:6:bpsk") == Digital(bits=6, modulation=Bpsk())
+    assert parse_transmission("digital:8:16qam:none") == Digital(bits=8, modulation=Qam16())
+    assert parse_transmission("digital:8:qpsk:repetition") == Digital(bits=8, modulation=Qpsk(), code=Repetition())
+    assert parse_transmission("digital") == parse_transmission("digital:8:qpsk:none")
+
+
+@pytest.mark.skipif(find_spec("sionna") is None, reason="the extra radio is not installed")
+def test_codes_of_the_extra_radio_are_read() -> None:
+    assert parse_transmission("digital:8:qpsk:convolutional") == Digital(bits=8, modulation=Qpsk(), code=Convolutional())
+    assert parse_transmission("digital:8:bpsk:ldpc") == Digital(bits=8, modulation=Bpsk(), code=Ldpc())
+
+
+@pytest.mark.parametrize("code", ["convolutional", "ldpc"])
+def test_a_code_without_the_extra_radio_is_refused_before_anything_is_written(
+    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nmoe.channel.sionna.find_spec", lambda name: None)
+    words = ["train", "--channel", "awgn", "--transmission", f"digital:8:qpsk:{code}", "--out", str(tmp_path / "run")]
+    done = CliRunner().invoke(cli.app, words)
+    assert isinstance(done.exception, EngineError)
+    assert "need the extra radio: pip install nmoe[radio]" in str(done.exception)
+    assert not (tmp_path / "run").exists()
 
 
 @given(st.floats(-200, 200), st.floats(-200, 200))
@@ -55,9 +85,22 @@ def test_ranges_are_read_or_refused(low: float, high: float) -> None:
         ({"channel": "awgn", "snr": "20:-10"}, "snr must be LOW:HIGH in dB, the lower one first, got '20:-10'"),
         ({"channel": "awgn", "snr": "-10:inf"}, "got '-10:inf'"),
         ({"channel": "awgn", "snr": "0:1e4"}, "within -200:200 dB wanted"),
-        ({"channel": "awgn", "transmission": "am"}, "transmission must be one of analog, digital, digital:BITS, got 'am'"),
+        ({"channel": "awgn", "transmission": "am"}, "transmission must be one of analog, digital[:BITS[:MODULATION[:CODE]]], got 'am'"),
+        ({"channel": "awgn", "transmission": "analog:8"}, "transmission must be one of analog, digital[:BITS"),
+        ({"channel": "awgn", "transmission": "digital:8:qpsk:none:soft"}, "transmission must be one of analog, digital[:BITS"),
+        (
+            {"channel": "awgn", "transmission": "digital:8:pam"},
+            "modulation of the transmission must be one of bpsk, qpsk, 16qam, got 'pam'",
+        ),
+        ({"channel": "awgn", "transmission": "digital:8:"}, "modulation of the transmission must be one of bpsk, qpsk, 16qam, got ''"),
+        (
+            {"channel": "awgn", "transmission": "digital:8:qpsk:turbo"},
+            "code of the transmission must be one of none, repetition, convolutional, ldpc, got 'turbo'",
+        ),
+        ({"channel": "awgn", "transmission": "digital:x:qpsk"}, "got 'digital:x:qpsk'"),
         ({"channel": "awgn", "transmission": "digital:"}, "got 'digital:'"),
         ({"channel": "awgn", "transmission": "digital:4.5"}, "got 'digital:4.5'"),
+        ({"channel": "awgn", "transmission": f"digital:{10**400}"}, "transmission must be one of analog, digital[:BITS"),
         ({"channel": "awgn", "transmission": "digital:1"}, "1"),
         ({"channel": "awgn", "transmission": "digital:64"}, "64"),
         ({"channel": "awgn", "channel_gate": "mlp"}, "channel gate must be one of additive, joint, got 'mlp'"),
