@@ -195,7 +195,7 @@ def training_of(config: Config) -> TrainProgram:
     if wrong := sorted(config.keys() ^ wanted):
         raise ValueError(f"run config {'lacks' if wrong[0] in wanted else 'has no option'} {wrong[0]}")
     given: dict[str, Any] = {name: config[key] for name, key in names.items()}
-    given["data_dir"] = given["data_dir"] or None
+    given |= {name: given[name] or None for name in ("data_dir", "channel", "snr")}
     given["dp_epsilon"] = _epsilon(str(given["dp_epsilon"]))
     options = TrainOptions(**given)
     return TrainProgram(

@@ -112,10 +112,12 @@ def test_the_apps_config_is_the_options_with_their_defaults():
     assert DEFAULTS.keys() - options.keys() == set(RUN_KEYS)
 
 
-def test_a_run_over_machines_is_the_local_run_bit_for_bit(tmp_path, capsys):
+@pytest.mark.parametrize("links", [{}, {"channel": "rayleigh", "snr": "-10:20"}], ids=["wired", "radio"])
+def test_a_run_over_machines_is_the_local_run_bit_for_bit(tmp_path, capsys, links):
     machines = Machines(tmp_path)
+    machines.run_config |= links
     out = machines.serve()
-    options = TrainOptions(data=str(tmp_path / "toy.npz"), nodes=3, split="shards:4", rounds=1, gate_rounds=2)
+    options = TrainOptions(data=str(tmp_path / "toy.npz"), nodes=3, split="shards:4", rounds=1, gate_rounds=2, **links)
     program = program_of(options, tmp_path / "local")
     stages = [stage for stage in program.stages() if stage.name != FEDAVG]
     run(stages, LocalExchange(program, range(3)), folder=tmp_path / "local")
