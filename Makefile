@@ -15,7 +15,7 @@ demo: base ## train ten nodes and let them answer together; writes runs/demo
 	@$(BIN)/nmoe demo $(ARGS)
 
 test: dev ## run the tests, two at a time (without those marked slow, gpu, net, peer)
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: dev ## all that must hold besides the tests: format, lint, types, imports, pages, file rules
 	$(BIN)/ruff format --check .

@@ -23,7 +23,7 @@ carries, and gives no SNR.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import final
 
@@ -61,12 +61,14 @@ class LinkState:
         rate_bps: what the link carries; None where that is not known.
         source: who says so.
         age_s: seconds since the last measurement; infinity without one.
+        clamped: reports so far whose SNR was beyond the range.
     """
 
     snr_db: float | None
     rate_bps: float | None
     source: Source
     age_s: float
+    clamped: int = 0
 
 
 UNMEASURED = LinkState(snr_db=None, rate_bps=None, source=Source.NONE, age_s=math.inf)
@@ -214,5 +216,5 @@ class LinkEstimate:
         """Return what is known of the link now."""
         age_s = max(0.0, now_s - self._at_s)
         if age_s > STALE_S:
-            return UNMEASURED
-        return LinkState(snr_db=self._snr_db, rate_bps=None, source=self.source, age_s=age_s)
+            return replace(UNMEASURED, clamped=self.clamped)
+        return LinkState(snr_db=self._snr_db, rate_bps=None, source=self.source, age_s=age_s, clamped=self.clamped)

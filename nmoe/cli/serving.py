@@ -55,7 +55,7 @@ ChannelSeed = Annotated[int | None, typer.Option(help="Seed of their SNRs, fadin
 ChannelTrace = Annotated[
     Path | None, typer.Option(help="Take their SNRs from reports of real links (CSV) instead of a range.", metavar="FILE")
 ]
-WirelessFlag = Annotated[bool, typer.Option("--wireless", help="Show what the system says of its wireless interface as SNR.")]
+WirelessFlag = Annotated[bool, typer.Option("--wireless", help="Take links' SNRs from the system's report of its wireless interface.")]
 
 
 def tls_files(ca: Path | None, certificate: Path | None, key: Path | None) -> "TlsFiles | None":

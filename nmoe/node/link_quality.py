@@ -4,7 +4,8 @@ A radio link adds noise to features; a digital one delivers exactly what was sen
 b bits per number leave an SNR of about 6.02 b dB, and a gate trained with noise weighs a link that bears 4 bits as it weighs a noisy one.
 
     told_j = the SNR that rounding leaves in the format that the link to j bears within the deadline (``plan.choose_format``), at most
-             40 dB; -20 dB where not even the leanest arrives in time; NaN, taken as average, where the link was never measured
+             40 dB; -20 dB where not even the leanest arrives in time; what the system's wireless report says where no message has
+             measured the link yet; NaN, taken as average, where there is none either
     over a simulated radio the two noises add:  1 / told_j = 1 / radio_j + 1 / rounding_j
 
 The own expert's is infinite. What rounding costs is measured on the features themselves, the first ``MEASURED_ROWS`` of them; before, the
@@ -124,11 +125,15 @@ class LinkQuality:
             return LOWEST_GATE_SNR_DB
         rounding_db = self._rounding.snr_db(form)
         if block is None:
-            return math.nan if predicted_s is None else min(HIGHEST_GATE_SNR_DB, rounding_db)
+            return self._reported_db(now_s) if predicted_s is None else min(HIGHEST_GATE_SNR_DB, rounding_db)
         radio_db = block.get(link.peer, math.nan)
         if math.isinf(rounding_db) or math.isnan(radio_db):
             return radio_db
         return -to_db(from_db(-radio_db) + from_db(-rounding_db))
+
+    def _reported_db(self, now_s: float) -> float:
+        snr_db = None if self._wireless is None else self._wireless.state(now_s).snr_db
+        return math.nan if snr_db is None else snr_db
 
     def state(self, link: Link, now_s: float) -> LinkState:
         """Return what is known of a link: from the radio where one is simulated, else the system's report, else the goodput."""

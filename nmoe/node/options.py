@@ -30,7 +30,8 @@ class NodeOptions:
         seed: of the choice between replicas.
         routing: what decides which experts are asked.
         radio: radio links simulated between this node and its neighbours; None for the links there are.
-        wireless: whether what the operating system says of its wireless interface is shown as the state of every link.
+        wireless: whether the operating system's report of its wireless interface is the state of every link: shown, and told to the gate
+            where no message has measured the link yet.
         bandwidth_hz: that links are taken to have where a measured rate is shown as an SNR.
     """
 

@@ -99,6 +99,7 @@ def link_view(link: Link, bytes_sent: int, state: LinkState) -> LinkView:
         snr_db=state.snr_db,
         snr_source=state.source.value,
         snr_age_s=None if math.isinf(state.age_s) else state.age_s,
+        snr_clamped=state.clamped,
     )
 
 

@@ -24,7 +24,8 @@ class LinkView(msgspec.Struct, frozen=True, kw_only=True):
         bytes_sent, bytes_received: whole messages.
         format: how features last left for it: ``float32``, ``float16``, ``int8`` or ``int4``; format_bits: bits per number in it.
         snr_db: signal-to-noise ratio; None where it was not measured, or too long ago.
-        snr_source: who says so: ``simulated``, ``trace``, ``wireless``, ``goodput`` or ``none``; snr_age_s: how long ago it was measured.
+        snr_source: who says so: ``simulated``, ``trace``, ``wireless``, ``goodput`` or ``none``; snr_age_s: how long ago it was measured;
+        snr_clamped: reports so far that were beyond the range of -20 to 40 dB.
     """
 
     peer: str
@@ -48,6 +49,7 @@ class LinkView(msgspec.Struct, frozen=True, kw_only=True):
     snr_db: float | None = None
     snr_source: str = "none"
     snr_age_s: float | None = None
+    snr_clamped: int = 0
 
 
 class ExpertView(msgspec.Struct, frozen=True, kw_only=True):

@@ -78,7 +78,8 @@ def _snr(link: LinkView) -> str | Text:
     if link.snr_db is None:
         return "not measured"
     age = "" if link.snr_age_s is None else f", {link.snr_age_s:.0f} s ago"
-    return _plain(f"{link.snr_db:.1f} dB ({link.snr_source}{age})")
+    clamped = f", {link.snr_clamped:,} clamped" if link.snr_clamped else ""
+    return _plain(f"{link.snr_db:.1f} dB ({link.snr_source}{age}{clamped})")
 
 
 def _refusals(views: Sequence[NodeView]) -> RenderableType:

@@ -1,7 +1,9 @@
 """The command line as a user meets it: help, and bad input as one clear line with exit code 2 and nothing half written."""
 
+import contextlib
 import dataclasses
 import inspect
+import io
 import json
 import socket
 import subprocess
@@ -10,13 +12,30 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from nmoe import cli
 from nmoe.recipes.options import TrainOptions
 
 
-def nmoe(*words: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "nmoe", *words], capture_output=True, text=True, timeout=timeout_s, check=False)
+@pytest.fixture(autouse=True)
+def threads():
+    """Commands decide how many threads they take; what runs in this process must not keep it."""
+    number = torch.get_num_threads()
+    yield
+    torch.set_num_threads(number)
+
+
+def nmoe(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in this process, up to and with its exit: an interpreter with torch for each of a hundred would take minutes."""
+    out, errors, argv = io.StringIO(), io.StringIO(), sys.argv
+    sys.argv = ["nmoe", *words]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors), pytest.raises(SystemExit) as left:
+            cli.main()
+    finally:
+        sys.argv = argv
+    return subprocess.CompletedProcess(words, left.value.code, out.getvalue(), errors.getvalue())
 
 
 def refused(*words: str) -> str:
@@ -63,10 +82,20 @@ def test_defaults_of_the_command_line_are_those_of_the_options() -> None:
         assert parameters.keys() - wanted.keys() == {"context", "out", "force", "resume"}
 
 
-def test_unknown_option_is_refused() -> None:
-    done = nmoe("train", "--no-such-option")
-    assert done.returncode == 2
-    assert "No such option" in done.stderr
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["train", "--no-such-option"], 2, "No such option"),
+        (["train", "--k", "11"], 2, "error: k must be between 1 and 10"),
+        (["keys", "list", "nowhere"], 2, "error: "),
+        (["demo", "--help"], 0, ""),
+    ],
+)
+def test_a_process_of_its_own_ends_with_the_exit_code(words: list[str], code: int, said: str) -> None:
+    done = subprocess.run([sys.executable, "-m", "nmoe", *words], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == code
+    assert said in done.stderr
+    assert bool(said) == bool(done.stderr)
 
 
 @pytest.mark.parametrize(
@@ -210,9 +239,8 @@ def test_help_says_what_arguments_are(command: str, said: str) -> None:
 def test_bad_input_of_the_mesh_is_one_line(words: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "BUNDLE").mkdir()
     before = sorted(tmp_path.rglob("*"))
-    done = subprocess.run(
-        [sys.executable, "-m", "nmoe", *words.split()], capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path
-    )
+    with contextlib.chdir(tmp_path):
+        done = nmoe(*words.split())
     assert done.returncode == 2, (done.stdout, done.stderr)
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1, done.stderr

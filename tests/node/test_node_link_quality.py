@@ -35,13 +35,13 @@ def card(name: str, *experts: str) -> ExpertCard:
     )  # fmt: skip
 
 
-def quality(air: Air | None = None) -> tuple[LinkQuality, Origin]:
+def quality(air: Air | None = None, wireless: Wireless | None = None) -> tuple[LinkQuality, Origin]:
     """A node "a" with neighbours b (its twin is d) and c, measured as fast; one expert nobody serves."""
     origin = Origin(Rules(name="a", experts=("a", "b", "c", "nobody"), own=0, k=2, in_dim=128, out_dim=10), random.Random(0))
     for name, expert in (("b", "b"), ("c", "c"), ("d", "b")):
         origin.step(events.PeerUp(name), 0.0)
         origin.step(events.CardArrived(name, card(name, expert), 0.001), 0.0)
-    return LinkQuality(origin, threading.Lock(), air=air, wireless=None, bandwidth_hz=BANDWIDTH_HZ), origin
+    return LinkQuality(origin, threading.Lock(), air=air, wireless=wireless, bandwidth_hz=BANDWIDTH_HZ), origin
 
 
 def told(given: LinkQuality, block: dict[str, float] | None = None, *, left_s: float = 1.0) -> list[float]:
@@ -112,6 +112,18 @@ def test_a_wireless_report_is_read_and_its_absence_said(tmp_path):
     report.unlink()
     assert wireless.state(20.0).age_s == 10.0
     assert wireless.state(50.0).snr_db is None
+
+
+def test_a_gate_is_told_the_wireless_report_until_messages_have_measured_the_link(tmp_path):
+    report = tmp_path / "wireless"
+    report.write_text("Inter-|\n face |\n wlan0: 0000 54. -85. -95. 0\n")
+    given, origin = quality(wireless=Wireless(report, bandwidth_hz=20e6))
+    origin.links["c"].rtt_s = None
+    assert told(given) == [math.inf, HIGHEST_GATE_SNR_DB, pytest.approx(10.0), pytest.approx(math.nan, nan_ok=True)]
+    report.write_text("Inter-|\n face |\n wlan0: 0000 54. -15. -95. 0\n")
+    clamping, origin = quality(wireless=Wireless(report, bandwidth_hz=20e6))
+    state = clamping.state(origin.links["c"], time.monotonic())
+    assert (state.snr_db, state.clamped) == (HIGHEST_GATE_SNR_DB, 1)
 
 
 NOTHING = {"channel": None, "snr": None, "transmission": None, "seed": None, "trace": None}

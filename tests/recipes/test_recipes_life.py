@@ -56,7 +56,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-@pytest.mark.parametrize(("stage", "round"), [("features", 1), ("experts", 2), ("gates", 5), ("fedavg", 1)])
+OTHER_STAGES = [pytest.param(stage, round, marks=pytest.mark.slow) for stage, round in (("features", 1), ("experts", 2), ("fedavg", 1))]
+
+
+@pytest.mark.parametrize(("stage", "round"), [("gates", 5), *OTHER_STAGES])  # every stage, in one process: test_federate_contract.py
 def test_killed_and_resumed_is_bit_identical(stage: str, round: int, whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = start("train", *SMALL, "--out", str(run))

@@ -211,7 +211,9 @@ function drawDetail(own) {
 }
 
 function snr(link) {
-  return link.snr_db === null ? "not measured" : `${link.snr_db.toFixed(1)} dB, ${link.snr_source}, ${Math.round(link.snr_age_s)} s ago`;
+  if (link.snr_db === null) return "not measured";
+  const clamped = link.snr_clamped ? `, ${whole(link.snr_clamped)} clamped` : "";
+  return `${link.snr_db.toFixed(1)} dB, ${link.snr_source}, ${Math.round(link.snr_age_s)} s ago${clamped}`;
 }
 
 function drawNeighbours(own) {

@@ -98,6 +98,7 @@ def _link_metrics(links: list[LinkView]) -> Iterator[Metric]:
         ("nmoe_link_rows", "Rows sent", [link.rows for link in links]),
         ("nmoe_link_sent_bytes", "Whole messages sent", [link.bytes_sent for link in links]),
         ("nmoe_link_received_bytes", "Whole messages received", [link.bytes_received for link in links]),
+        ("nmoe_link_snr_clamped", "Reported signal-to-noise ratios beyond -20 to 40 dB", [link.snr_clamped for link in links]),
     ):
         counter = CounterMetricFamily(name, text, labels=("peer",))
         for link, count in zip(links, counts, strict=True):
