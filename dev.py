@@ -30,7 +30,7 @@ PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "nmoe-stamp.json"
 UNFINISHED = VENV / "nmoe-unfinished"
 LOG = VENV / "install.log"
-INCLUDED = {"dev": {"dev", "flower", "radio"}}  # an extra that brings others along
+INCLUDED = {"dev": {"dev", "flower", "radio", "models"}}  # an extra that brings others along
 
 # What a run imports. Imported once at the end of set-up, which proves the installation and leaves byte code behind for exactly these;
 # pip's own byte-compiling of everything takes three times as long as the rest of the installation.
