@@ -47,7 +47,7 @@ def train_supervised(
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, inputs: Float[Tensor, "sample ..."], *, batch_size: int = 512) -> Float[Tensor, "sample out"]:
+def predict(model: nn.Module, inputs: Float[Tensor, "sample ..."], *, batch_size: int = 512) -> Float[Tensor, "sample ..."]:
     """Run a model over all inputs in evaluation mode, batch by batch; returns its outputs."""
     model.eval()
     return torch.cat([model(batch) for batch in inputs.split(batch_size)])

@@ -17,7 +17,7 @@ Gates that see the channel are in ``nmoe.moe.channel_gate``.
 
 import math
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -65,9 +65,14 @@ class Gate(nn.Module, ABC):
         feature_dim: numbers per feature vector.
         num_experts: experts scored.
 
+    Attributes:
+        sees_links: whether scores depend on links, so that it is worth finding out what they are like.
+
     Raises:
         ValueError: when one of them is below 1.
     """
+
+    sees_links: ClassVar[bool] = True
 
     def __init__(self, *, feature_dim: int, num_experts: int) -> None:
         if feature_dim < 1 or num_experts < 1:
@@ -170,6 +175,8 @@ class TopKGate(ColumnGate):
         noisy: whether the gate has a learned noise scale.
         generator: draws the initial weights of the trunk; the output layer starts at zero, so that every expert starts equal.
     """
+
+    sees_links = False
 
     def __init__(self, *, feature_dim: int, num_experts: int, trunk_dim: int, noisy: bool, generator: torch.Generator) -> None:
         super().__init__(feature_dim=feature_dim, num_experts=num_experts, trunk_dim=trunk_dim, generator=generator)

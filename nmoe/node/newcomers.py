@@ -22,7 +22,6 @@ from torch import Tensor
 
 from nmoe.core.bundle import Bundle, BundleCard
 from nmoe.core.errors import MessageError
-from nmoe.moe.gate import TopKGate
 from nmoe.moe.newcomer import (
     Calibration,
     ExtendedGate,
@@ -104,7 +103,7 @@ class Newcomers:
     @property
     def sees_links(self) -> bool:
         """Whether the gate's scores depend on links, so that it is worth finding out what they are like."""
-        return not isinstance(self._gate.gate, TopKGate)
+        return self._gate.gate.sees_links
 
     def scores(self, features: Float[Tensor, "batch dim"], link_snr_db: Sequence[float] | None = None) -> np.ndarray:
         """Return the gate's scores [batch, experts], newcomers last.
