@@ -14,15 +14,34 @@ from nmoe.cli.serving import infer, node, router, top  # isort: skip  # the orde
 from nmoe.cli.mesh import mesh  # isort: skip
 from nmoe.cli.keys import keys  # isort: skip
 from nmoe.cli.reproduce import reproduce  # isort: skip
+from nmoe.cli.deliver import deliver  # isort: skip
+from nmoe.cli import deliver_planning, deliver_serving  # isort: skip  # they add commands to deliver
 from nmoe.cli.bench import bench  # isort: skip
 from nmoe.core.errors import NmoeError
 
 app.add_typer(mesh, name="mesh")
 app.add_typer(keys, name="keys")
 app.add_typer(reproduce, name="reproduce")
+app.add_typer(deliver, name="deliver")
 app.add_typer(bench, name="bench")
 
-__all__ = ["app", "bench", "demo", "infer", "keys", "main", "mesh", "node", "reproduce", "router", "top", "train"]
+__all__ = [
+    "app",
+    "bench",
+    "deliver",
+    "deliver_planning",
+    "deliver_serving",
+    "demo",
+    "infer",
+    "keys",
+    "main",
+    "mesh",
+    "node",
+    "reproduce",
+    "router",
+    "top",
+    "train",
+]
 
 
 def main() -> NoReturn:

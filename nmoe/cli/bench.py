@@ -33,6 +33,19 @@ def channel(
 
 
 @bench.command()
+def deliver_plan(
+    as_json: AsJson = False,
+    users: Annotated[int, typer.Option(help="Users of the plan, each with 7 models of 60 layers.")] = 1000,
+    pairs: Annotated[int, typer.Option(help="Users with a model that the convex solver solves one by one.")] = 200,
+    turns: Annotated[int, typer.Option(help="How often the planner plans.")] = 5,
+) -> None:
+    """Time a large delivery plan, and its least shares of the bandwidth beside cvxpy with Clarabel."""
+    from nmoe.recipes.bench_deliver_plan import bench_deliver_plan
+
+    bench_deliver_plan(users=users, pairs=pairs, turns=turns, as_json=as_json, say=typer.echo)
+
+
+@bench.command()
 def mesh(
     as_json: AsJson = False,
     peer: Annotated[Path | None, typer.Option(help="A Python in which hivemind is installed, to measure it too.", metavar="PYTHON")] = None,

@@ -54,3 +54,49 @@ def channel_gating(
         )
     typer.echo((folder / "results.md").read_text(encoding="utf-8"))
     typer.echo(f"run folder {folder}")
+
+
+@reproduce.command()
+def slide(
+    scale: Annotated[str, typer.Option(help="How many points each curve has.", metavar="cpu|paper")] = "cpu",
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Where users are; repeat for more (cell if not given). All but cell need --data-dir.", metavar="cell|traces|cqi|melbourne"
+        ),
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder with throughput.csv.gz, ucc5g.csv.gz and eua_*_melbcbd.csv.", metavar="DIR")
+    ] = None,
+    profiles: Annotated[
+        Path | None,
+        typer.Option(help="Table of layers with columns model, params, macs; seven image models if not given.", metavar="FILE.csv"),
+    ] = None,
+    precision: Annotated[str, typer.Option(help="Size of a parameter on its way.", metavar="fp32|fp16|int8")] = "fp16",
+    seeds: Annotated[int | None, typer.Option(help="How often everything is drawn; 20 if not given, 3 with --quick.")] = None,
+    quick: Quick = False,
+    out: Out = None,
+    force: Force = False,
+) -> None:
+    """Users served and latency against bandwidth, deadline, users, energy and batch, for all ways to deliver models (arXiv 2512.20946)."""
+    from nmoe.report.progress import StageProgress
+
+    with interruptible_import():
+        from nmoe.recipes.slide_reproduction import reproduce_slide
+    folder = out or Path("runs/slide")
+    with StageProgress() as progress:
+        reproduce_slide(
+            scale=scale,
+            seeds=seeds,
+            settings=setting or ["cell"],
+            data_dir=data_dir,
+            profiles=profiles,
+            precision=precision,
+            brief=quick,
+            out=folder,
+            force=force,
+            command=command_line(),
+            progress=progress,
+        )
+    typer.echo((folder / "results.md").read_text(encoding="utf-8"))
+    typer.echo(f"run folder {folder}")

@@ -177,7 +177,7 @@ def test_bad_bundles_and_ports_are_refused(tmp_path: Path) -> None:
 
 COMMANDS = [
     "node", "infer", "router", "top", "mesh run", "mesh simulate", "keys init", "keys issue", "keys revoke", "keys list",
-    "bench channel", "bench federate", "bench mesh", "bench node", "bench churn",
+    "bench channel", "bench deliver-plan", "bench federate", "bench mesh", "bench node", "bench churn",
 ]  # fmt: skip
 
 
@@ -234,6 +234,7 @@ def test_help_says_what_arguments_are(command: str, said: str) -> None:
         ("bench churn --run NOWHERE", "NOWHERE"),
         ("bench mesh --turns 0", "turns must be at least 1"),
         ("bench channel --turns 0", "turns must be at least 1"),
+        ("bench deliver-plan --users 1", "users must be at least 10"),
     ],
 )
 def test_bad_input_of_the_mesh_is_one_line(words: str, said: str, tmp_path: Path) -> None:

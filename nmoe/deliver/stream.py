@@ -1,0 +1,214 @@
+"""Streaming: run a model while its weights are still being downloaded, from an ordinary safetensors file on an ordinary HTTP server.
+
+Source: G. Qu, T. Li, Q. Chen, X. Chen, S. Zhou, SLIDE (arXiv 2512.20946): layer l starts when it is there and layer l-1 has ended,
+
+    t_l = max( sum_{l' <= l} tau_l', t_{l-1} ) + T_l
+
+| paper | here | unit |
+|---|---|---|
+| tau_l | time between arrivals, ``Delivery.arrived_s`` | s |
+| T_l | what a model computes between touching one group of weights and the next, ``LayerGroup.flops`` | s |
+| t_l | ``Delivery.needed_s`` of the group after it | s |
+
+Departures: the paper's system was not found; all of this is ours. A layer is not a unit here: a module waits for single tensors, at the
+moment its code touches them (``nmoe.deliver.arriving``), so that any module works unchanged and groups are as fine as the model allows. The
+model is built once, with its parameters on the meta device and everything else real, rather than wholly on the meta device: buffers that
+are not in the file have their values then. Tensors are pages of the file in the cache, and need no memory of their own.
+"""
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from nmoe.deliver.arriving import await_weights, build_empty, drop_hook, settle, weight_slots
+from nmoe.deliver.cache import default_cache
+from nmoe.deliver.delivery import Delivery
+from nmoe.deliver.execution import Inputs, call_arguments, trace_touches, traceable_copy
+from nmoe.deliver.fetch import Fetcher
+from nmoe.deliver.http import Pace
+from nmoe.deliver.intake import CardGiven, Told, ask_card, kept_files, mapped_places, take_in, whole_files
+from nmoe.deliver.layout import Layout
+from nmoe.deliver.matching import match_tensors
+from nmoe.deliver.remote import RemoteModel, check_url, file_name, is_index, open_remote
+
+STALL_TIMEOUT_S, DEADLINE_S = 10.0, 60.0
+CONNECTIONS = 2  # so that one is asked for the next run while the other is sent
+
+
+def stream_model(
+    build: Callable[[], nn.Module],
+    url: str,
+    *,
+    example_inputs: Inputs | None = None,
+    card: CardGiven = None,
+    cache_dir: Path | None = None,
+    sources: Sequence[str] = (),
+    max_bytes_per_s: float | None = None,
+    stall_timeout_s: float = STALL_TIMEOUT_S,
+    deadline_s: float = DEADLINE_S,
+    sha256: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    connections: int = CONNECTIONS,
+    revalidate: bool = True,
+    notify: Callable[[str], None] | None = None,
+) -> nn.Module:
+    """Return a model that computes while its weights arrive; its results are those of the fully loaded model, bit for bit.
+
+    A weight that is touched before it is there is waited for, and put first; ``state_dict()``, ``to()`` and the like wait for all they
+    touch. When the download fails, the call that waits raises the reason. ``delivery_of(model)`` tells how far it is; deleting the model
+    ends the download, and what has arrived is kept for the next time.
+
+    Args:
+        build: makes the model, without choosing a device; its parameters take no memory. Its dtypes give way to the file's.
+        url: of a safetensors file, or of the index of its shards (``*.safetensors.index.json``).
+        example_inputs: of the kind and size of the calls to come, from which the order of execution is traced; if neither they nor a card
+            are given it is traced from the first call.
+        card: the file's card, or where it lies; by default it is looked for beside the file; False for not looking.
+        cache_dir: where files are kept; see ``default_cache``.
+        sources: more addresses of the same file, from which it is fetched at the same time.
+        max_bytes_per_s: bound of the download, above 0.
+        stall_timeout_s: a transfer that brings nothing for so long is tried again.
+        deadline_s: when nothing new has come for so long it is given up; also how long to wait for another process that fetches this file.
+        sha256: of a single file, if known. The last tensor is then withheld until the whole file has been checked.
+        headers: sent with every request.
+        connections: to each source.
+        revalidate: ask the server whether a file in the cache is still the one it has; False for using it without any network.
+        notify: told at once what ``Delivery.notices`` collects.
+
+    Raises:
+        ValueError: when an argument cannot be, or model and file do not fit; nothing has been downloaded but headers then.
+        NmoeError: when the file cannot be reached or is not what it should be.
+    """
+    wanted = _Wanted(
+        url=url,
+        sha256=_checked(url, stall_timeout_s, deadline_s, connections, sha256),
+        folder=cache_dir or default_cache(),
+        card=card,
+        example_inputs=example_inputs,
+        patience_s=deadline_s,
+    )
+    urls, pace, delivery = [check_url(each) for each in (url, *sources)], Pace(max_bytes_per_s), Delivery(notify=notify)
+    model = build_empty(build)
+    if not revalidate:
+        return _fill(model, url, delivery, kept_files(wanted.folder, url, wanted.sha256))
+    remote = open_remote(urls, headers=headers or {}, stall_timeout_s=stall_timeout_s, notice=delivery.notice)
+    try:
+        fetcher = partial(Fetcher, pace=pace, connections=connections, deadline_s=deadline_s, notice=delivery.notice)
+        return _stream(model, wanted, remote, delivery, fetcher)
+    except BaseException:
+        remote.close()
+        raise
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wanted:
+    """What the caller of ``stream_model`` wants; see there."""
+
+    url: str
+    sha256: str
+    folder: Path
+    card: CardGiven
+    example_inputs: Inputs | None
+    patience_s: float
+
+
+def _stream(model: nn.Module, wanted: _Wanted, remote: RemoteModel, delivery: Delivery, fetch: Callable[..., Fetcher]) -> nn.Module:
+    """Let a model wait for its weights, and begin to fetch them; or fill it at once from the cache."""
+    names = match_tensors(weight_slots(model), remote.places, name=file_name(wanted.url))
+    whole = whole_files(remote, wanted.folder, wanted.sha256)
+    if whole is None:
+        told = ask_card(wanted.card, remote, wanted.url, wanted.sha256, delivery)
+        watcher = _CallWatcher(model, names, delivery)
+        order = watcher.order(told, wanted.example_inputs)
+        intake = take_in(remote, told, wanted.folder, wanted.url, patience_s=wanted.patience_s)
+        if not intake.files:  # another process has brought them meanwhile
+            whole = whole_files(remote, wanted.folder, wanted.sha256)
+    if whole is not None:
+        remote.close()
+        return _fill(model, wanted.url, delivery, whole)
+    fetcher = fetch(intake.files, intake.suppliers, hashes=told.tensor_sha256)
+    fetcher.reorder(order)
+    delivery.attach(intake.places, intake.paths)
+    delivery.follow(fetcher, {place.name for file in intake.files for place in file.layout.tensors})
+    await_weights(weight_slots(model), names, delivery.take)
+    model.register_forward_pre_hook(watcher, with_kwargs=True)
+    vars(model)["delivery"] = delivery
+    weakref.finalize(model, delivery.stop)
+    fetcher.start(intake.cached)
+    return model
+
+
+class _CallWatcher:
+    """Runs before each call of a model: has the order traced from the first if it is not known, and ends the waiting once all is there."""
+
+    def __init__(self, model: nn.Module, names: Mapping[str, str], delivery: Delivery) -> None:
+        self._names, self._delivery = names, delivery
+        self._twin: nn.Module | None = None
+        try:
+            self._twin = traceable_copy(model)
+        except Exception as error:  # noqa: BLE001  # a model's own code may raise anything; the order only saves time
+            self._untraced(error)
+
+    def order(self, told: Told, example_inputs: Inputs | None) -> tuple[str, ...]:
+        """Return the order in which to fetch: the card's, the traced one, else that of the module tree."""
+        if told.order:
+            self._twin, self._delivery.order = None, "card"
+            return told.order
+        traced = () if example_inputs is None else self._trace(*call_arguments(example_inputs))
+        return traced or tuple(dict.fromkeys(self._names.values()))
+
+    def __call__(self, model: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        if self._delivery.finished:
+            settle(model)
+            drop_hook(model, self)
+            self._delivery.forget()
+        elif self._twin is not None and (traced := self._trace(args, keywords)):
+            self._delivery.reorder(traced)
+
+    def _trace(self, args: Sequence[Any], keywords: Mapping[str, Any]) -> tuple[str, ...]:
+        twin, self._twin = self._twin, None
+        if twin is None:
+            return ()
+        try:
+            traced = tuple(self._names[name] for name, _ in trace_touches(twin, args, keywords) if name)
+        except Exception as error:  # noqa: BLE001  # as above
+            self._untraced(error)
+            return ()
+        self._delivery.order = "traced"
+        return traced
+
+    def _untraced(self, error: Exception) -> None:
+        reason = (str(error).splitlines() or [""])[0][:200]
+        self._delivery.notice(
+            f"the order of execution could not be traced ({type(error).__name__}: {reason}): weights come in the order of the module tree, "
+            "those that are waited for first"
+        )
+
+
+def _checked(url: str, stall_timeout_s: float, deadline_s: float, connections: int, sha256: str | None) -> str:
+    """Check the arguments that nobody else does; return the hash, empty for none."""
+    for name, value in {"stall_timeout_s": stall_timeout_s, "deadline_s": deadline_s, "connections": connections}.items():
+        if not 0 < value < float("inf"):
+            raise ValueError(f"{name} must be above 0, got {value}")
+    if sha256 is None:
+        return ""
+    if is_index(url) or len(sha256) != 64 or set(sha256) - set("0123456789abcdef"):
+        raise ValueError(f"the SHA-256 of a single file wanted, 64 hexadecimal digits, got {sha256} for {file_name(url)}")
+    return sha256
+
+
+def _fill(model: nn.Module, url: str, delivery: Delivery, files: Sequence[tuple[Path, Layout]]) -> nn.Module:
+    """Give a model all its weights from whole files."""
+    slots = weight_slots(model)
+    names = match_tensors(slots, [place for _, layout in files for place in layout.tensors], name=file_name(url))
+    delivery.attach(mapped_places(files), [path for path, _ in files])
+    await_weights(slots, names, delivery.take)
+    settle(model)
+    delivery.forget()
+    vars(model)["delivery"] = delivery
+    return model

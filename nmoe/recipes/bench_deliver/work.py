@@ -1,0 +1,157 @@
+"""One measurement, in a process of its own so that nothing of another is still in memory. ``python -m ... JOB CASE FOLDER URL TURNS``.
+
+Prints one JSON object. All jobs compute on one thread.
+"""
+
+import json
+import resource
+import shutil
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from nmoe.deliver.arriving import await_weights, build_empty, settle, weight_slots
+from nmoe.deliver.delivery import delivery_of
+from nmoe.deliver.stream import stream_model
+from nmoe.recipes.bench_deliver.cases import CASES, DeliverCase, write_weights
+
+
+def load_plainly(builder: Callable[[], nn.Module], path: Path) -> nn.Module:
+    """Return a model with its weights loaded as anybody would: safetensors, then ``load_state_dict``."""
+    model = build_empty(builder)
+    model.load_state_dict(load_file(path), strict=False, assign=True)  # not strict: a tied weight is in the file once
+    tied = {id(slot.tensor): slot for slot in weight_slots(model) if slot.tensor.is_meta}
+    if tied:
+        model.tie_weights()  # type: ignore[operator]  # transformers' models have it
+    return model
+
+
+def measure_layers(case: DeliverCase, folder: Path, turns: int) -> dict[str, Any]:
+    """Time what is computed between the first touches of weights: medians over calls."""
+    path, inputs = folder / case.name / "model.safetensors", case.inputs(case.batch)
+    model = load_plainly(case.builder(folder), path)
+    runs: list[dict[str, float]] = []
+    totals = []
+    for _ in range(turns + 1):
+        touched: dict[str, float] = {}
+
+        def note(name: str, tensor: Tensor, touched: dict[str, float] = touched) -> Tensor:
+            touched[name] = time.perf_counter()
+            return tensor
+
+        slots = weight_slots(model)
+        first: dict[int, str] = {}
+        await_weights(slots, {slot.name: first.setdefault(id(slot.tensor), slot.name) for slot in slots}, note)
+        began_s = time.perf_counter()
+        with torch.inference_mode():
+            model(**inputs)
+        totals.append(time.perf_counter() - began_s)
+        runs.append({**{name: at - began_s for name, at in touched.items()}, "": totals[-1]})
+        settle(model)
+    middle = sorted(range(1, turns + 1), key=lambda turn: totals[turn])[turns // 2]  # the first warms up
+    sizes = {slot.name: slot.tensor.nbytes for slot in weight_slots(model)}
+    names = [name for name in runs[middle] if name]
+    return {"compute_s": totals[middle], "touched_s": runs[middle], "bytes": {name: sizes[name] for name in names}}
+
+
+def measure_streamed(case: DeliverCase, folder: Path, url: str, *, card: bool) -> dict[str, Any]:
+    """Time one call of a model that is not there yet, from nothing to its output."""
+    cache, inputs, builder = folder / "cache", case.inputs(case.batch), case.builder(folder)
+    shutil.rmtree(cache, ignore_errors=True)
+    began_s = time.perf_counter()
+    options: dict[str, Any] = {} if card else {"card": False, "example_inputs": inputs}
+    model = stream_model(builder, f"{url}/{case.name}/model.safetensors", cache_dir=cache, **options)
+    opened_s = time.perf_counter() - began_s
+    with torch.inference_mode():
+        model(**inputs)
+    total_s = time.perf_counter() - began_s
+    delivery = delivery_of(model)
+    downloaded_s = opened_s + max(delivery.arrived_s.values())
+    delivery.close()
+    return {"total_s": total_s, "opened_s": opened_s, "downloaded_s": downloaded_s, "waited_s": sum(delivery.waited_s.values())}
+
+
+def measure_downloaded(case: DeliverCase, folder: Path, url: str) -> dict[str, Any]:
+    """Time one call of a model that is downloaded first, by one plain request."""
+    inputs, builder, path = case.inputs(case.batch), case.builder(folder), folder / "downloaded.safetensors"
+    began_s = time.perf_counter()
+    with urllib.request.urlopen(f"{url}/{case.name}/model.safetensors") as response, path.open("wb") as file:  # noqa: S310  # ours
+        shutil.copyfileobj(response, file, 1 << 20)
+    downloaded_s = time.perf_counter() - began_s
+    model = load_plainly(builder, path)
+    with torch.inference_mode():
+        model(**inputs)
+    total_s = time.perf_counter() - began_s
+    path.unlink()
+    return {"total_s": total_s, "downloaded_s": downloaded_s}
+
+
+def measure_local(case: DeliverCase, folder: Path, url: str, turns: int) -> dict[str, Any]:
+    """Time loading and one call when the file is here, in turns: plainly, and from the cache with and without asking the server."""
+    address, inputs = f"{url}/{case.name}/model.safetensors", case.inputs(case.batch)
+    builder, cache = case.builder(folder), folder / "cache"
+    delivery_of(stream_model(builder, address, cache_dir=cache)).wait()
+    ways: dict[str, Callable[[], nn.Module]] = {
+        "plain": lambda: load_plainly(builder, folder / case.name / "model.safetensors"),
+        "cache": lambda: stream_model(builder, address, cache_dir=cache),
+        "offline": lambda: stream_model(builder, address, cache_dir=cache, revalidate=False),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    loading: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(turns + 1):
+        for name, load in ways.items():
+            began_s = time.perf_counter()
+            model = load()
+            loaded_s = time.perf_counter() - began_s
+            with torch.inference_mode():
+                model(**inputs)
+            if turn:  # the first warms up
+                seconds[name].append(time.perf_counter() - began_s)
+                loading[name].append(loaded_s)
+            del model
+    return {"seconds": seconds, "loading_s": loading}
+
+
+def measure_memory(case: DeliverCase, folder: Path, url: str, *, streamed: bool) -> dict[str, Any]:
+    """Return the peak of resident memory above that of the process before it had any weights; one sample, as activations are not meant."""
+    address, inputs, builder = f"{url}/{case.name}/model.safetensors", case.inputs(1), case.builder(folder)
+    cache = folder / "cache"
+    shutil.rmtree(cache, ignore_errors=True)
+    torch.nn.functional.conv2d(torch.zeros(1, 3, 8, 8), torch.zeros(4, 3, 3, 3))  # libraries are loaded
+    torch.mm(torch.zeros(64, 64), torch.zeros(64, 64))
+    build_empty(builder)
+    before_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    model = stream_model(builder, address, cache_dir=cache) if streamed else load_plainly(builder, folder / case.name / "model.safetensors")
+    with torch.inference_mode():
+        model(**inputs)
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"peak_bytes": peak_bytes - before_bytes, "model_bytes": sum(slot.tensor.nbytes for slot in weight_slots(model))}
+
+
+def main() -> None:
+    """Do the job that the command line names."""
+    torch.set_num_threads(1)
+    job, name, folder, url, turns = sys.argv[1], sys.argv[2], Path(sys.argv[3]), sys.argv[4], int(sys.argv[5])
+    case = CASES[name]
+    jobs: dict[str, Callable[[], Any]] = {
+        "write": lambda: {"bytes": write_weights(case, folder).stat().st_size},
+        "layers": lambda: measure_layers(case, folder, turns),
+        "card": lambda: measure_streamed(case, folder, url, card=True),
+        "traced": lambda: measure_streamed(case, folder, url, card=False),
+        "downloaded": lambda: measure_downloaded(case, folder, url),
+        "local": lambda: measure_local(case, folder, url, turns),
+        "memory streamed": lambda: measure_memory(case, folder, url, streamed=True),
+        "memory plain": lambda: measure_memory(case, folder, url, streamed=False),
+    }
+    print(json.dumps(jobs[job]()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""A client process of the delivery demo: ``python -m nmoe.recipes.deliver_client``. Orders come on standard input, answers go out, as JSON.
+
+It ends when standard input does, so it never outlives who started it.
+"""
+
+import os
+import queue
+import statistics
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor
+
+from nmoe.core.bundle import ModelSpec
+from nmoe.core.errors import NmoeError
+from nmoe.core.seeds import torch_generator
+from nmoe.deliver.arriving import build_empty
+from nmoe.deliver.execution import traceable_copy
+from nmoe.deliver.member import DeliveryMember, GivenShare, LayerTimes
+from nmoe.deliver.scenario import parse_receiver
+from nmoe.moe.build import build
+
+CALLS = 3  # of a model when it is timed, after one that is not
+
+
+class Setting(msgspec.Struct, frozen=True, kw_only=True):
+    """What a client is told when it starts.
+
+    Attributes:
+        models: how to build each of its models.
+        batch: images of its task.
+        image_size: of an image.
+        seed: of the images.
+        cache: folder for the file it fetches.
+    """
+
+    models: dict[str, ModelSpec]
+    batch: int
+    image_size: int
+    seed: int
+    cache: str
+
+
+class Calibrate(msgspec.Struct, frozen=True, tag=True):
+    """Order: time the models here."""
+
+
+class Enlist(msgspec.Struct, frozen=True, tag=True):
+    """Order: register with a server as a receiver, given as the table of a scenario."""
+
+    server: str
+    receiver: dict[str, Any]
+
+
+class Start(msgspec.Struct, frozen=True, tag=True):
+    """Order: stream and run the model that was given, on a device slower by these factors; then leave."""
+
+    slowdown: dict[str, float]
+
+
+class Timed(msgspec.Struct, frozen=True, tag=True):
+    """Answer: processor time per call of each model, in s."""
+
+    call_s: dict[str, float]
+
+
+class Enlisted(msgspec.Struct, frozen=True, tag=True):
+    """Answer: the allocation."""
+
+    given: GivenShare
+
+
+class Ended(msgspec.Struct, frozen=True, tag=True):
+    """Answer: what came of the task; times from the registration. Without a share there are none."""
+
+    given: GivenShare
+    finish_s: float | None
+    layers: tuple[LayerTimes, ...]
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """Answer: why an order could not be carried out."""
+
+    reason: str
+
+
+Order = Calibrate | Enlist | Start
+Report = Timed | Enlisted | Ended | Failed
+
+
+def main() -> None:
+    """Carry out orders until there are no more."""
+    torch.set_num_threads(1)
+    orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(orders,), daemon=True).start()
+    client = _Client(msgspec.json.decode(sys.argv[1], type=Setting))
+    _say(b"ready")
+    while True:
+        order = orders.get()
+        try:
+            report = client.carry_out(order)
+        except (NmoeError, ValueError) as error:
+            report = Failed(str(error))
+        _say(msgspec.json.encode(report))
+
+
+def _listen(orders: "queue.SimpleQueue[Order]") -> None:
+    for line in sys.stdin.buffer:
+        orders.put(msgspec.json.decode(line, type=Order))
+    os._exit(0)  # whoever gave orders is gone, whatever goes on here
+
+
+def _say(line: bytes) -> None:
+    os.write(1, line + b"\n")
+
+
+class _Client:
+    """Carries out orders."""
+
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
+        self._member: DeliveryMember | None = None
+
+    def carry_out(self, order: Order) -> Report:
+        """Carry out one order.
+
+        Raises:
+            NmoeError: when the world is in the way.
+            ValueError: when the order makes no sense.
+        """
+        if isinstance(order, Calibrate):
+            return Timed({name: self._time(spec) for name, spec in self._setting.models.items()})
+        if isinstance(order, Enlist):
+            self._member = DeliveryMember(order.server, parse_receiver(order.receiver)).__enter__()
+            return Enlisted(self._member.given)
+        if self._member is None:
+            raise ValueError("a client registers before it starts")
+        try:
+            return self._run(self._member, order)
+        finally:
+            self._member.__exit__()
+
+    def _run(self, member: DeliveryMember, order: Start) -> Ended:
+        given = member.refresh()
+        if given.model is None:
+            return Ended(given, None, ())
+        spec = self._setting.models[given.model]
+        run = member.run(
+            lambda: build(spec, generator=torch.Generator()),
+            self._images(),
+            cache_dir=Path(self._setting.cache),
+            slowdown=order.slowdown[given.model],
+        )
+        return Ended(given, run.finish_s, run.layers)
+
+    def _images(self) -> Tensor:
+        side = self._setting.image_size
+        return torch.rand(self._setting.batch, 3, side, side, generator=torch_generator(self._setting.seed, "images"))
+
+    def _time(self, spec: ModelSpec) -> float:
+        """Return the median processor time of a call, in s. What torch imports only when it is needed is imported here, before time counts."""
+        traceable_copy(build_empty(lambda: build(spec, generator=torch.Generator())))
+        model, images = build(spec, generator=torch.Generator()).eval(), self._images()
+        times = []
+        with torch.no_grad():
+            for _ in range(CALLS + 1):
+                began_s = time.thread_time()
+                model(images)
+                times.append(time.thread_time() - began_s)
+        return statistics.median(times[1:])
+
+
+if __name__ == "__main__":
+    main()

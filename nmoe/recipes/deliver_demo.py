@@ -1,0 +1,289 @@
+"""The delivery demo: one server, several client processes behind links, and what became of the plan.
+
+The models are nmoe's own networks. Each client's device is emulated: its layers take as long as they would on a device of ``device_flops``,
+which is slower than this machine by a factor that a short calibration gives, so that clients that share a core do not disturb each other.
+The bandwidth is set so that all users but the neediest just fit. In network namespaces each client's link carries what it would have with
+all of the bandwidth, and no more; where they are not allowed there is only the server's own pacing, over loopback.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from nmoe.core.bundle import ModelSpec
+from nmoe.core.errors import BadFile, NmoeError
+from nmoe.core.files import write_bytes, write_json
+from nmoe.core.seeds import torch_generator
+from nmoe.deliver.allocate import Allocation, Plan, plan
+from nmoe.deliver.forward import simulate
+from nmoe.deliver.member import LayerTimes
+from nmoe.deliver.pack import pack
+from nmoe.deliver.scenario import ModelProfile, Receiver, Scenario
+from nmoe.deliver.server import DeliverySettings
+from nmoe.deliver.server.folder import ModelFolder
+from nmoe.moe.build import build
+from nmoe.recipes.deliver_client import Calibrate, Ended, Enlist, Enlisted, Setting, Start, Timed
+from nmoe.recipes.deliver_crew import Crew, CrewClient
+from nmoe.recipes.run_folder import claim
+
+RESNET, VIT = "resnet", "vit"
+IMAGE_SIZE = 32
+POWER_W, OVERHEAD_S = 10.0, 0.001
+BUSY = 0.4  # of the time to the deadline that the largest model computes at full clock
+ENERGY = 0.85  # of what the largest model takes at full clock: slower clocks are needed where there is time
+USED = 0.93  # of the bandwidth, by the users that fit
+LEAST_SLOWDOWN = 1.5
+MARGIN = DeliverySettings(bandwidth_hz=1.0).margin
+USERS = (  # id, spectral efficiency in bit/s/Hz, models that would do
+    ("near", 5.0, (RESNET, VIT)),
+    ("middle", 3.0, (VIT,)),
+    ("far", 2.0, (RESNET,)),
+    ("edge", 0.3, (RESNET, VIT)),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoSize:
+    """How large a demo is: the networks, images per task, and the time to the deadline in s."""
+
+    resnet_widen: int
+    vit_width: int
+    vit_depth: int
+    batch: int
+    deadline_s: float
+
+
+FULL = DemoSize(resnet_widen=8, vit_width=320, vit_depth=8, batch=4, deadline_s=8.0)
+QUICK = DemoSize(resnet_widen=3, vit_width=192, vit_depth=4, batch=16, deadline_s=4.0)
+
+
+def deliver_demo(
+    out: Path,
+    *,
+    models: Path | None,
+    seed: int,
+    quick: bool,
+    loopback: bool,
+    force: bool,
+    say: Callable[[str], None],
+    show: Callable[[Any], None],
+) -> dict[str, Any]:
+    """Run the demo and return what results.json holds.
+
+    Args:
+        out: run folder.
+        models: folder with ``resnet.safetensors`` and ``vit.safetensors`` of the demo's networks; None for random weights.
+        seed: of random weights and images.
+        quick: smaller and shorter.
+        loopback: no network namespaces, even where they are allowed.
+        force: replace an earlier run.
+        say: told what goes on.
+        show: given the tables.
+
+    Raises:
+        ValueError: when the run folder is taken, or a given model is not that network.
+        NmoeError: when a process does not start, or fails.
+    """
+    claim(out, force=force, resumable=False)
+    size = QUICK if quick else FULL
+    specs = _specs(size)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nmoe-deliver-")))
+        profiles = _write_models(folder / "models", specs, given=models, seed=seed)
+        say(", ".join(f"{name} {sum(one.layer_bytes) / 1e6:.1f} MB in {len(one.layer_bytes)} layers" for name, one in profiles.items()))
+        crew = stack.enter_context(Crew(folder / "models", loopback=loopback))
+        say(crew.about)
+        for number, (user, _, names) in enumerate(USERS):
+            cache = folder / f"cache-{number}"
+            crew.add(
+                user,
+                Setting(models={name: specs[name] for name in names}, batch=size.batch, image_size=IMAGE_SIZE, seed=seed, cache=str(cache)),
+            )
+        crew.await_clients()
+        slowdown, scenario = _scenario(crew.clients, profiles, size)
+        say("devices " + ", ".join(f"{user.id} {user.device_flops / 1e9:.2f} GFLOP/s" for user in scenario.users))
+        ended = _serve(crew, scenario, slowdown)
+    results = _results(scenario, ended, crew.about)
+    _write(out, results, scenario, ended)
+    from nmoe.report.deliver_demo import demo_table
+
+    show(demo_table(results))
+    say(f"run folder {out}")
+    return results
+
+
+def _specs(size: DemoSize) -> dict[str, ModelSpec]:
+    """Return the networks."""
+    vit: dict[str, int | float | bool | str] = {
+        "patch_size": 4,
+        "width": size.vit_width,
+        "depth": size.vit_depth,
+        "heads": size.vit_width // 64,
+        "cut": "cls",
+    }
+    return {
+        RESNET: ModelSpec(kind="fixup_resnet", arguments={"in_channels": 3, "widen": size.resnet_widen}),
+        VIT: ModelSpec(kind="vit", arguments={"in_channels": 3, "image_size": IMAGE_SIZE, **vit}),
+    }
+
+
+def _write_models(folder: Path, specs: Mapping[str, ModelSpec], *, given: Path | None, seed: int) -> dict[str, ModelProfile]:
+    """Write the models' files and cards, and return their profiles."""
+    folder.mkdir()
+    shelf = ModelFolder(folder)
+    profiles = {}
+    for name, spec in specs.items():
+        path = folder / f"{name}.safetensors"
+        network = build(spec, generator=torch_generator(seed, "deliver-demo", name))
+        if given is None:
+            save_file(dict(network.state_dict()), path)
+        elif not (given / path.name).is_file():
+            raise BadFile(f"there is no file {given / path.name}")
+        else:
+            shutil.copyfile(given / path.name, path)
+        pack(path, network, torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE))
+        packed = shelf.packed(name)
+        if isinstance(packed, str):
+            raise BadFile(packed)
+        profiles[name] = packed.profile
+    return profiles
+
+
+def _scenario(
+    clients: Sequence[CrewClient], profiles: Mapping[str, ModelProfile], size: DemoSize
+) -> tuple[dict[str, dict[str, float]], Scenario]:
+    """Time the clients one after the other; return by how much each must be slowed for each model, and what is to be planned."""
+    flops = {name: size.batch * sum(profile.layer_flops) for name, profile in profiles.items()}
+    measured = {}
+    for client in clients:
+        timed = client.ask(Calibrate(), Timed)
+        measured[client.user] = {name: flops[name] / seconds for name, seconds in timed.call_s.items()}  # FLOP/s
+    users, slowdown = [], {}
+    for user, efficiency, names in USERS:
+        wanted = max(flops[name] for name in names) / (BUSY * size.deadline_s)
+        device = min(wanted, min(measured[user].values()) / LEAST_SLOWDOWN)
+        slowdown[user] = {name: speed / device for name, speed in measured[user].items()}
+        users.append(
+            Receiver(
+                id=user,
+                spectral_efficiency=efficiency,
+                deadline_s=size.deadline_s,
+                energy_j=ENERGY * POWER_W * max(flops[name] for name in names) / device,
+                batch=size.batch,
+                device_flops=device,
+                power_w=POWER_W,
+                layer_overhead_s=OVERHEAD_S,
+                models=names,
+            )
+        )
+    return slowdown, Scenario(bandwidth_hz=_bandwidth_hz(users, profiles), models=profiles, users=tuple(users))
+
+
+def _bandwidth_hz(users: Sequence[Receiver], profiles: Mapping[str, ModelProfile]) -> float:
+    """Return a bandwidth in which all users but the neediest just fit."""
+    ample_hz = 1e15
+    hurried = tuple(replace(user, deadline_s=user.deadline_s * (1 - MARGIN)) for user in users)
+    needs = sorted(
+        one.bandwidth_share * ample_hz for one in plan(Scenario(bandwidth_hz=ample_hz, models=profiles, users=hurried)).allocations
+    )
+    if not needs[0] > 0:
+        raise NmoeError("this machine is too slow for the demo's deadlines: no bandwidth would be enough")
+    return sum(needs[:-1]) / USED
+
+
+def _serve(crew: Crew, scenario: Scenario, slowdown: Mapping[str, Mapping[str, float]]) -> dict[str, Ended]:
+    """Serve all users at once, and return what became of each."""
+    crew.serve(bandwidth_hz=scenario.bandwidth_hz, rates_bps=[user.spectral_efficiency * scenario.bandwidth_hz for user in scenario.users])
+    for client, user in zip(crew.clients, scenario.users, strict=True):
+        client.ask(Enlist(client.server, {**asdict(user), "models": list(user.models)}), Enlisted)
+    for client in crew.clients:
+        client.tell(Start(dict(slowdown[client.user])))
+    return {client.user: client.hear(Ended) for client in crew.clients}
+
+
+def _results(scenario: Scenario, ended: Mapping[str, Ended], about: str) -> dict[str, Any]:
+    """Return what results.json holds."""
+    users: list[dict[str, Any]] = []
+    for user in scenario.users:
+        one = ended[user.id]
+        users.append(
+            {
+                "id": user.id,
+                "served": {"planned": one.given.served, "measured": one.finish_s is not None and one.finish_s <= user.deadline_s},
+                "model": one.given.model,
+                "bandwidth_share": one.given.bandwidth_share,
+                "device_flops": user.device_flops,
+                "deadline_s": user.deadline_s,
+                "finish_s": {"planned": one.given.finish_s, "measured": one.finish_s},
+                "reason": one.given.reason,
+                "clocks": one.given.clocks,
+                "layers": {"planned": _planned_layers(scenario, one), "measured": [layer._asdict() for layer in one.layers]},
+            }
+        )
+    hurried = replace(scenario, users=tuple(replace(user, deadline_s=user.deadline_s * (1 - MARGIN)) for user in scenario.users))
+    others: dict[str, Plan] = {method: plan(hurried, method) for method in ("slide-equal", "dai", "dai-equal")}
+    return {
+        "links": about,
+        "bandwidth_hz": scenario.bandwidth_hz,
+        "served": {side: sum(user["served"][side] for user in users) for side in ("planned", "measured")},
+        "users": users,
+        "other_methods_serve": {method: other.served for method, other in others.items()},
+    }
+
+
+def _planned_layers(scenario: Scenario, ended: Ended) -> list[dict[str, float]]:
+    """Return when layers would have arrived, begun and ended by the allocation a user had when it began."""
+    given = ended.given
+    allocation = Allocation(
+        id=given.id,
+        served=given.served,
+        model=given.model,
+        bandwidth_share=given.bandwidth_share,
+        clocks=given.clocks,
+        finish_s=given.finish_s,
+        energy_j=given.energy_j,
+        slack_s=given.slack_s,
+        reason=given.reason,
+    )
+    if not given.served:
+        return []
+    timeline = simulate(scenario, allocation)
+    rows = zip(timeline.downloaded_s, timeline.started_s, timeline.finished_s, strict=True)
+    return [LayerTimes(*row)._asdict() for row in rows]
+
+
+def _write(out: Path, results: Mapping[str, Any], scenario: Scenario, ended: Mapping[str, Ended]) -> None:
+    """Write results.json and the schedule that was measured."""
+    from nmoe.report.deliver import ScheduledUser
+    from nmoe.report.figures.deliver import schedule_figure
+    from nmoe.report.figures.style import png_bytes
+
+    rows = []
+    for user in scenario.users:
+        one = ended[user.id]
+        if one.given.model is None or one.given.energy_j is None or not one.layers:
+            continue
+        downloaded_s, started_s, finished_s = zip(*one.layers, strict=True)
+        rows.append(
+            ScheduledUser(
+                id=user.id,
+                model=one.given.model,
+                bandwidth_share=one.given.bandwidth_share,
+                deadline_s=user.deadline_s,
+                energy_j=user.energy_j,
+                energy_used_j=one.given.energy_j,
+                clocks=one.given.clocks,
+                downloaded_s=downloaded_s,
+                started_s=started_s,
+                finished_s=finished_s,
+            )
+        )
+    write_bytes(out / "figures" / "measured.png", png_bytes(schedule_figure(rows, planned=len(scenario.users))))
+    write_json(out / "results.json", results)

@@ -1,0 +1,38 @@
+"""Report of the delivery demo: who was served, and when, planned against measured."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+OTHERS = {"slide-equal": "with equal shares", "dai": "download first, then infer", "dai-equal": "download first, equal shares"}
+
+
+def demo_table(results: Mapping[str, Any]) -> Group:
+    """Return the table of a demo's ``results.json``, for a terminal of 80 columns."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name, left in (("user", True), ("model", True), ("share", False), ("deadline", False), ("planned", False), ("measured", False)):
+        table.add_column(name, justify="left" if left else "right")
+    table.add_column("served")
+    reasons = []
+    for user in results["users"]:
+        planned_s, measured_s = user["finish_s"]["planned"], user["finish_s"]["measured"]
+        word = "yes" if user["served"]["measured"] else "late" if user["served"]["planned"] else "no"
+        table.add_row(
+            Text(user["id"]),
+            Text(user["model"] or "-"),
+            f"{100 * user['bandwidth_share']:.1f} %",
+            f"{user['deadline_s']:.2f} s",
+            "-" if planned_s is None else f"{planned_s:.2f} s",
+            "-" if measured_s is None else f"{measured_s:.2f} s",
+            word,
+        )
+        if user["reason"]:
+            reasons.append(Text(f"{user['id']}: {user['reason']}"))
+    served = results["served"]
+    about = f"{served['planned']} of {len(results['users'])} users planned for, {served['measured']} served in time"
+    others = ", ".join(f"{OTHERS.get(method, method)} {count}" for method, count in results["other_methods_serve"].items())
+    return Group(Text(about, style="bold"), table, *reasons, Text(f"The same scenario would serve, {others}."))
