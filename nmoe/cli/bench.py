@@ -33,6 +33,21 @@ def channel(
 
 
 @bench.command()
+def deliver(
+    as_json: AsJson = False,
+    turns: Annotated[int, typer.Option(help="How often each way is measured.")] = 3,
+    model: Annotated[
+        list[str] | None, typer.Option(help="Only this one; repeat for more.", metavar="ResNet-50|ViT-B-16|decoder-60M")
+    ] = None,
+) -> None:
+    """Time a model that computes while it arrives beside downloading it first; its cost when the file is here; its memory."""
+    from nmoe.recipes.bench_deliver.cases import CASES
+    from nmoe.recipes.bench_deliver.measure import bench_deliver
+
+    bench_deliver(models=model or list(CASES), turns=turns, as_json=as_json, say=typer.echo, note=lambda line: typer.echo(line, err=True))
+
+
+@bench.command()
 def deliver_plan(
     as_json: AsJson = False,
     users: Annotated[int, typer.Option(help="Users of the plan, each with 7 models of 60 layers.")] = 1000,

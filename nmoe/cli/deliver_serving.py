@@ -41,7 +41,7 @@ def demo(
         Path | None, typer.Option("--models", help="Folder with resnet.safetensors and vit.safetensors; random weights if not given.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the random weights.")] = 0,
-    quick: Annotated[bool, typer.Option("--quick", help="Small models and short deadlines: about 15 seconds.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Small models and short deadlines: under a minute.")] = False,
     loopback: Annotated[bool, typer.Option("--loopback", help="No network namespaces, even where they are allowed.")] = False,
     out: Annotated[Path, typer.Option(help="Run folder.", metavar="DIR")] = Path("runs/deliver-demo"),
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier run in the folder.")] = False,

@@ -242,8 +242,8 @@ def open_complete(cache_dir: Path, url: str, sha256: str) -> CacheEntry:
     stored = _read_version(folder)
     if stored is None or not _whole(folder, stored):
         raise BadFile(f"{url} is not whole in the cache {cache_dir}, and the server is not to be asked")
-    if sha256 and sha256 != stored[0].sha256:
-        _known(folder, replace(stored[0], sha256=sha256))  # hashes it where nobody has yet
+    if sha256 not in ("", stored[0].sha256) and not _known(folder, replace(stored[0], sha256=sha256)):
+        raise BadFile(f"{url} should have SHA-256 {sha256}, in the cache it has {stored[0].sha256}")
     return CacheEntry(folder, stored[0], complete=True, lock=None)
 
 

@@ -13,6 +13,8 @@ from nmoe.deliver.fetch import Fetcher
 from nmoe.deliver.layout import TensorPlace
 from nmoe.deliver.mapped import MappedFile
 
+GRACE_S = 0.2  # a download that ends sooner needs no order
+
 Order = Literal["card", "traced", "module tree"]
 
 
@@ -60,6 +62,7 @@ class Delivery:
         self._places: dict[str, tuple[MappedFile, TensorPlace]] = {}
         self._fetched: frozenset[str] = frozenset()
         self._arrived: dict[str, Tensor] = {}
+        self._beside: threading.Thread | None = None
         self._waiting = ""
         self._lock = threading.Lock()
         self._began_s = time.monotonic()
@@ -111,9 +114,22 @@ class Delivery:
             self._arrived = {}
 
     def reorder(self, names: Sequence[str]) -> None:
-        """Fetch in this order from now on."""
+        """Fetch in this order, which was traced, from now on."""
         if self._fetcher is not None:
             self._fetcher.reorder(names)
+            self.order = "traced"
+
+    def beside(self, work: Callable[[], None]) -> None:
+        """Do something in a thread that ``close`` waits for, unless all has arrived in a moment."""
+        fetcher = self._fetcher
+        assert fetcher is not None
+
+        def run() -> None:
+            if not fetcher.over_within(GRACE_S):
+                work()
+
+        self._beside = threading.Thread(target=run, name="nmoe-trace", daemon=True)
+        self._beside.start()
 
     @property
     def finished(self) -> bool:
@@ -152,6 +168,8 @@ class Delivery:
         """End the threads, and wait until they have ended; what has arrived stays in the cache."""
         if self._fetcher is not None:
             self._fetcher.close()
+        if self._beside is not None:
+            self._beside.join()
 
 
 def delivery_of(model: nn.Module) -> Delivery:

@@ -126,6 +126,11 @@ class Fetcher:
                     raise DeliveryError("the delivery was closed before everything had arrived")
                 self._news.wait()
 
+    def over_within(self, seconds: float) -> bool:
+        """Wait for at most so long; say whether the download has ended, well or badly."""
+        with self._news:
+            return self._news.wait_for(self._over, timeout=seconds)
+
     def stop(self) -> None:
         """Tell all threads to end, and return at once."""
         self._closed.set()

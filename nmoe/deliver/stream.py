@@ -31,7 +31,7 @@ from nmoe.deliver.delivery import Delivery
 from nmoe.deliver.execution import Inputs, call_arguments, trace_touches, traceable_copy
 from nmoe.deliver.fetch import Fetcher
 from nmoe.deliver.http import Pace
-from nmoe.deliver.intake import CardGiven, Told, ask_card, kept_files, mapped_places, take_in, whole_files
+from nmoe.deliver.intake import CardGiven, ask_card, kept_files, mapped_places, take_in, whole_files
 from nmoe.deliver.layout import Layout
 from nmoe.deliver.matching import match_tensors
 from nmoe.deliver.remote import RemoteModel, check_url, file_name, is_index, open_remote
@@ -123,8 +123,9 @@ def _stream(model: nn.Module, wanted: _Wanted, remote: RemoteModel, delivery: De
     whole = whole_files(remote, wanted.folder, wanted.sha256)
     if whole is None:
         told = ask_card(wanted.card, remote, wanted.url, wanted.sha256, delivery)
-        watcher = _CallWatcher(model, names, delivery)
-        order = watcher.order(told, wanted.example_inputs)
+        if told.order:
+            delivery.order = "card"
+        watcher = _CallWatcher(None if told.order else _twin(model, delivery), names, delivery)
         intake = take_in(remote, told, wanted.folder, wanted.url, patience_s=wanted.patience_s)
         if not intake.files:  # another process has brought them meanwhile
             whole = whole_files(remote, wanted.folder, wanted.sha256)
@@ -132,7 +133,7 @@ def _stream(model: nn.Module, wanted: _Wanted, remote: RemoteModel, delivery: De
         remote.close()
         return _fill(model, wanted.url, delivery, whole)
     fetcher = fetch(intake.files, intake.suppliers, hashes=told.tensor_sha256)
-    fetcher.reorder(order)
+    fetcher.reorder(told.order or tuple(dict.fromkeys(names.values())))
     delivery.attach(intake.places, intake.paths)
     delivery.follow(fetcher, {place.name for file in intake.files for place in file.layout.tensors})
     await_weights(weight_slots(model), names, delivery.take)
@@ -140,54 +141,66 @@ def _stream(model: nn.Module, wanted: _Wanted, remote: RemoteModel, delivery: De
     vars(model)["delivery"] = delivery
     weakref.finalize(model, delivery.stop)
     fetcher.start(intake.cached)
+    if wanted.example_inputs is not None:
+        watcher.trace(*call_arguments(wanted.example_inputs))
     return model
 
 
+def _twin(model: nn.Module, delivery: Delivery) -> nn.Module | None:
+    """Return a copy of a model for tracing, or None where it cannot be copied."""
+    try:
+        return traceable_copy(model)
+    except Exception as error:  # noqa: BLE001  # a model's own code may raise anything; the order only saves time
+        _untraced(delivery, error)
+        return None
+
+
+def _untraced(delivery: Delivery, error: Exception) -> None:
+    reason = (str(error).splitlines() or [""])[0][:200]
+    delivery.notice(
+        f"the order of execution could not be traced ({type(error).__name__}: {reason}): weights come in the order of the module tree, "
+        "those that are waited for first"
+    )
+
+
 class _CallWatcher:
-    """Runs before each call of a model: has the order traced from the first if it is not known, and ends the waiting once all is there."""
+    """Runs before each call of a model: has the order traced from the first if it is not known, and ends the waiting once all is there.
 
-    def __init__(self, model: nn.Module, names: Mapping[str, str], delivery: Delivery) -> None:
-        self._names, self._delivery = names, delivery
-        self._twin: nn.Module | None = None
-        try:
-            self._twin = traceable_copy(model)
-        except Exception as error:  # noqa: BLE001  # a model's own code may raise anything; the order only saves time
-            self._untraced(error)
+    Args:
+        twin: copy of the model to trace; None when that is not needed, or cannot be.
+        names: the file's tensor for each of the model's.
+        delivery: to be told the order.
+    """
 
-    def order(self, told: Told, example_inputs: Inputs | None) -> tuple[str, ...]:
-        """Return the order in which to fetch: the card's, the traced one, else that of the module tree."""
-        if told.order:
-            self._twin, self._delivery.order = None, "card"
-            return told.order
-        traced = () if example_inputs is None else self._trace(*call_arguments(example_inputs))
-        return traced or tuple(dict.fromkeys(self._names.values()))
+    def __init__(self, twin: nn.Module | None, names: Mapping[str, str], delivery: Delivery) -> None:
+        self._twin, self._names, self._delivery = twin, names, delivery
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         if self._delivery.finished:
             settle(model)
             drop_hook(model, self)
             self._delivery.forget()
-        elif self._twin is not None and (traced := self._trace(args, keywords)):
-            self._delivery.reorder(traced)
+        else:
+            self.trace(args, keywords)
 
-    def _trace(self, args: Sequence[Any], keywords: Mapping[str, Any]) -> tuple[str, ...]:
+    def trace(self, args: Sequence[Any], keywords: Mapping[str, Any]) -> None:
+        """Trace a call in a thread, once, while weights come in the order of the module tree.
+
+        Torch imports a compiler for its first operation without values, which takes seconds; nothing need wait for that.
+        """
         twin, self._twin = self._twin, None
         if twin is None:
-            return ()
-        try:
-            traced = tuple(self._names[name] for name, _ in trace_touches(twin, args, keywords) if name)
-        except Exception as error:  # noqa: BLE001  # as above
-            self._untraced(error)
-            return ()
-        self._delivery.order = "traced"
-        return traced
+            return
 
-    def _untraced(self, error: Exception) -> None:
-        reason = (str(error).splitlines() or [""])[0][:200]
-        self._delivery.notice(
-            f"the order of execution could not be traced ({type(error).__name__}: {reason}): weights come in the order of the module tree, "
-            "those that are waited for first"
-        )
+        def run() -> None:
+            try:
+                traced = [self._names[name] for name, _ in trace_touches(twin, args, keywords) if name]
+            except Exception as error:  # noqa: BLE001  # as in _twin
+                _untraced(self._delivery, error)
+            else:
+                self._delivery.reorder(traced)
+
+        self._delivery.beside(run)
 
 
 def _checked(url: str, stall_timeout_s: float, deadline_s: float, connections: int, sha256: str | None) -> str:

@@ -25,7 +25,7 @@ from nmoe.deliver.member import DeliveryMember, GivenShare, LayerTimes
 from nmoe.deliver.scenario import parse_receiver
 from nmoe.moe.build import build
 
-CALLS = 3  # of a model when it is timed, after one that is not
+CALLS = 5  # of a model when it is timed, after one that is not
 
 
 class Setting(msgspec.Struct, frozen=True, kw_only=True):
@@ -163,7 +163,8 @@ class _Client:
         return torch.rand(self._setting.batch, 3, side, side, generator=torch_generator(self._setting.seed, "images"))
 
     def _time(self, spec: ModelSpec) -> float:
-        """Return the median processor time of a call, in s. What torch imports only when it is needed is imported here, before time counts."""
+        """Return the median processor time of a call, in s."""
+        # torch imports some of itself when it is needed first: here, before time counts
         traceable_copy(build_empty(lambda: build(spec, generator=torch.Generator())))
         model, images = build(spec, generator=torch.Generator()).eval(), self._images()
         times = []

@@ -165,11 +165,12 @@ class Crew:
         for client in self.clients:
             client.process.line()
 
-    def serve(self, *, bandwidth_hz: float, rates_bps: Sequence[float]) -> None:
+    def serve(self, *, bandwidth_hz: float, margin: float, rates_bps: Sequence[float]) -> None:
         """Start the server, and connect every client to it.
 
         Args:
             bandwidth_hz: that they share.
+            margin: of plans, see ``DeliverySettings``.
             rates_bps: of their links, where these are shaped.
 
         Raises:
@@ -177,7 +178,8 @@ class Crew:
         """
         host = "0.0.0.0" if self.isolated else "127.0.0.1"  # noqa: S104  # of a network that only the clients are in
         words = ["nmoe", "deliver", "serve", str(self._models), "--http", f"{host}:0", "--bandwidth-hz", repr(bandwidth_hz)]
-        self._server = CrewProcess([*words, "--exit-with-parent"], name="server", isolated=self.isolated)
+        words += ["--margin", repr(margin), "--exit-with-parent"]
+        self._server = CrewProcess(words, name="server", isolated=self.isolated)
         port = self._server.line().rpartition(":")[2]
         for number, (client, rate_bps) in enumerate(zip(self.clients, rates_bps, strict=True)):
             if self.isolated:

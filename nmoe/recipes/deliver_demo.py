@@ -26,7 +26,6 @@ from nmoe.deliver.forward import simulate
 from nmoe.deliver.member import LayerTimes
 from nmoe.deliver.pack import pack
 from nmoe.deliver.scenario import ModelProfile, Receiver, Scenario
-from nmoe.deliver.server import DeliverySettings
 from nmoe.deliver.server.folder import ModelFolder
 from nmoe.moe.build import build
 from nmoe.recipes.deliver_client import Calibrate, Ended, Enlist, Enlisted, Setting, Start, Timed
@@ -35,17 +34,17 @@ from nmoe.recipes.run_folder import claim
 
 RESNET, VIT = "resnet", "vit"
 IMAGE_SIZE = 32
-POWER_W, OVERHEAD_S = 10.0, 0.001
+POWER_W, OVERHEAD_S, MIN_CLOCK = 10.0, 0.005, 0.4
 BUSY = 0.4  # of the time to the deadline that the largest model computes at full clock
 ENERGY = 0.85  # of what the largest model takes at full clock: slower clocks are needed where there is time
-USED = 0.93  # of the bandwidth, by the users that fit
+USED = 0.8  # of the bandwidth, by the users that fit
 LEAST_SLOWDOWN = 1.5
-MARGIN = DeliverySettings(bandwidth_hz=1.0).margin
-USERS = (  # id, spectral efficiency in bit/s/Hz, models that would do
-    ("near", 5.0, (RESNET, VIT)),
-    ("middle", 3.0, (VIT,)),
-    ("far", 2.0, (RESNET,)),
-    ("edge", 0.3, (RESNET, VIT)),
+MARGIN = 0.1  # more than a server's default: clients share few cores here
+USERS = (  # id, spectral efficiency in bit/s/Hz, models that would do, images in units of the demo's batch
+    ("near", 5.0, (RESNET, VIT), 1),
+    ("middle", 3.0, (VIT,), 3),
+    ("far", 2.0, (RESNET,), 1),
+    ("edge", 0.3, (RESNET, VIT), 1),
 )
 
 
@@ -61,7 +60,7 @@ class DemoSize:
 
 
 FULL = DemoSize(resnet_widen=8, vit_width=320, vit_depth=8, batch=4, deadline_s=8.0)
-QUICK = DemoSize(resnet_widen=3, vit_width=192, vit_depth=4, batch=16, deadline_s=4.0)
+QUICK = DemoSize(resnet_widen=3, vit_width=192, vit_depth=4, batch=16, deadline_s=5.0)
 
 
 def deliver_demo(
@@ -100,12 +99,10 @@ def deliver_demo(
         say(", ".join(f"{name} {sum(one.layer_bytes) / 1e6:.1f} MB in {len(one.layer_bytes)} layers" for name, one in profiles.items()))
         crew = stack.enter_context(Crew(folder / "models", loopback=loopback))
         say(crew.about)
-        for number, (user, _, names) in enumerate(USERS):
+        for number, (user, _, names, batches) in enumerate(USERS):
             cache = folder / f"cache-{number}"
-            crew.add(
-                user,
-                Setting(models={name: specs[name] for name in names}, batch=size.batch, image_size=IMAGE_SIZE, seed=seed, cache=str(cache)),
-            )
+            networks = {name: specs[name] for name in names}
+            crew.add(user, Setting(models=networks, batch=size.batch * batches, image_size=IMAGE_SIZE, seed=seed, cache=str(cache)))
         crew.await_clients()
         slowdown, scenario = _scenario(crew.clients, profiles, size)
         say("devices " + ", ".join(f"{user.id} {user.device_flops / 1e9:.2f} GFLOP/s" for user in scenario.users))
@@ -159,27 +156,28 @@ def _write_models(folder: Path, specs: Mapping[str, ModelSpec], *, given: Path |
 def _scenario(
     clients: Sequence[CrewClient], profiles: Mapping[str, ModelProfile], size: DemoSize
 ) -> tuple[dict[str, dict[str, float]], Scenario]:
-    """Time the clients one after the other; return by how much each must be slowed for each model, and what is to be planned."""
-    flops = {name: size.batch * sum(profile.layer_flops) for name, profile in profiles.items()}
-    measured = {}
+    """Time the clients, all at once as they will run; return by how much each must be slowed for each model, and what is to be planned."""
     for client in clients:
-        timed = client.ask(Calibrate(), Timed)
-        measured[client.user] = {name: flops[name] / seconds for name, seconds in timed.call_s.items()}  # FLOP/s
+        client.tell(Calibrate())
+    call_s = {client.user: client.hear(Timed).call_s for client in clients}
     users, slowdown = [], {}
-    for user, efficiency, names in USERS:
-        wanted = max(flops[name] for name in names) / (BUSY * size.deadline_s)
-        device = min(wanted, min(measured[user].values()) / LEAST_SLOWDOWN)
-        slowdown[user] = {name: speed / device for name, speed in measured[user].items()}
+    for user, efficiency, names, batches in USERS:
+        batch = size.batch * batches
+        flops = {name: batch * sum(profiles[name].layer_flops) for name in names}
+        speeds = {name: flops[name] / call_s[user][name] for name in names}  # FLOP/s of this machine
+        device = min(max(flops.values()) / (BUSY * size.deadline_s), min(speeds.values()) / LEAST_SLOWDOWN)
+        slowdown[user] = {name: speed / device for name, speed in speeds.items()}
         users.append(
             Receiver(
                 id=user,
                 spectral_efficiency=efficiency,
                 deadline_s=size.deadline_s,
-                energy_j=ENERGY * POWER_W * max(flops[name] for name in names) / device,
-                batch=size.batch,
+                energy_j=ENERGY * POWER_W * max(flops.values()) / device,
+                batch=batch,
                 device_flops=device,
                 power_w=POWER_W,
                 layer_overhead_s=OVERHEAD_S,
+                min_clock=MIN_CLOCK,
                 models=names,
             )
         )
@@ -200,7 +198,11 @@ def _bandwidth_hz(users: Sequence[Receiver], profiles: Mapping[str, ModelProfile
 
 def _serve(crew: Crew, scenario: Scenario, slowdown: Mapping[str, Mapping[str, float]]) -> dict[str, Ended]:
     """Serve all users at once, and return what became of each."""
-    crew.serve(bandwidth_hz=scenario.bandwidth_hz, rates_bps=[user.spectral_efficiency * scenario.bandwidth_hz for user in scenario.users])
+    crew.serve(
+        bandwidth_hz=scenario.bandwidth_hz,
+        margin=MARGIN,
+        rates_bps=[user.spectral_efficiency * scenario.bandwidth_hz for user in scenario.users],
+    )
     for client, user in zip(crew.clients, scenario.users, strict=True):
         client.ask(Enlist(client.server, {**asdict(user), "models": list(user.models)}), Enlisted)
     for client in crew.clients:

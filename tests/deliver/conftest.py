@@ -1,6 +1,14 @@
-"""Random problems for the planner's tests: tight and slack ones, layers without bytes or work, static power, links of both kinds."""
+"""Random problems for the planner's tests: tight and slack ones, layers without bytes or work, static power, links of both kinds.
 
+And a file server with faults, for the tests of streaming.
+"""
+
+import re
+import socket
+import threading
 from collections.abc import Callable
+from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -63,3 +71,101 @@ def draw_user(rng: np.random.Generator, name: str, models: dict[str, ModelProfil
 def drawing() -> DrawProblem:
     """Give ``draw_problem`` to tests, which cannot import it."""
     return draw_problem
+
+
+class _FaultyHandler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format, *args):
+        pass
+
+    def do_GET(self):
+        server = self.server.owner
+        name = self.path.strip("/")
+        asked = re.match(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        server.requests.append((name, (int(asked[1]), int(asked[2]) + 1) if asked else None))
+        status = server.refusals.pop(0) if server.refusals and (not asked or int(asked[1])) else None
+        if name not in server.files or status:
+            self.send_response(status or 404)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        data, partial = server.files[name], asked is not None and server.ranges
+        start, end = (int(asked[1]), min(int(asked[2]) + 1, len(data))) if partial else (0, len(data))
+        if partial and start >= len(data):
+            self.send_response(416)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self.send_response(206 if partial else 200)
+        if partial:
+            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(data)}")
+        if server.etag:
+            self.send_header("ETag", f'"{server.etag}"')
+        self.send_header("Content-Length", str(end - start))
+        self.end_headers()
+        self._send(server, name, start, end)
+
+    def _send(self, server, name, at, end):
+        while at < end:
+            stop = min([end, at + 16384, *(mark for mark in (*server.breaks, *server.stalls, *server.holds) if mark > at)])
+            if at in server.holds and not server.released.wait(30):
+                return
+            if at in server.stalls:
+                server.stalls.remove(at)
+                server.closing.wait(30)
+            if at in server.breaks:
+                server.breaks.remove(at)
+                self.close_connection = True
+                self.connection.shutdown(socket.SHUT_RDWR)
+                return
+            portion = bytearray(server.files[name][at:stop])
+            for wrong in [wrong for wrong in server.wrong_bytes if at <= wrong < stop]:
+                server.wrong_bytes.remove(wrong)
+                portion[wrong - at] ^= 1
+            try:
+                self.wfile.write(portion)
+            except OSError:
+                return
+            server.sent_bytes += len(portion)
+            at = stop
+
+
+class FaultyServer:
+    """A file server on loopback whose faults a test can choose; offsets are bytes of the file, and each fault happens once per entry.
+
+    ``holds``: bytes from there on are withheld until ``released`` is set. ``breaks``: connections end there. ``stalls``: nothing more is
+    sent on that connection. ``wrong_bytes``: sent with a bit flipped. ``refusals``: statuses of the next requests that are not for the
+    beginning of a file.
+    """
+
+    def __init__(self):
+        self.files, self.etag, self.ranges = {}, "one", True
+        self.requests, self.sent_bytes = [], 0
+        self.holds, self.breaks, self.stalls, self.wrong_bytes, self.refusals = [], [], [], [], []
+        self.released, self.closing = threading.Event(), threading.Event()
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), _FaultyHandler)
+        self._http.daemon_threads, self._http.owner = True, self
+        self.url = f"http://127.0.0.1:{self._http.server_port}"
+        self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        self._thread.start()
+
+    def close(self):
+        self.closing.set()
+        self.released.set()
+        self._http.shutdown()
+        self._http.server_close()
+        self._thread.join()
+
+
+@pytest.fixture(name="faulty_server")
+def serving():
+    """Give a function that starts a ``FaultyServer``; all are closed at the end."""
+    with ExitStack() as stack:
+
+        def start():
+            server = FaultyServer()
+            stack.callback(server.close)
+            return server
+
+        yield start

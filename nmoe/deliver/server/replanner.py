@@ -13,23 +13,22 @@ up again gets double, up to what it registered with. Without evidence the regist
 a share could never show that it recovered.
 """
 
-import math
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
 import numpy as np
 
-from nmoe.deliver.allocate import Allocation, plan
+from nmoe.deliver.allocate import Allocation
 from nmoe.deliver.power import rate_of_share
-from nmoe.deliver.scenario import ModelProfile, Receiver, Scenario
+from nmoe.deliver.scenario import ModelProfile, Receiver
 from nmoe.deliver.server.pacing import WINDOW_S, RateWindow, Taken, TokenBucket
+from nmoe.deliver.server.plan_request import PlanRequest, Waiting
 from nmoe.deliver.server.task import DeliveryTask, PackedModel
 
 BEHIND, KEPT_UP = 0.85, 0.95  # share of what was offered below and above which a user's rate counts as lower, or as recovered
 LEAST_EFFICIENCY = 1e-3  # times the registered one
 RECOVERY = 2.0  # factor per window
 FORGET_S = 10.0
-LEAST_SHARE = 1e-9  # of the bandwidth, for those who get nothing: the planner then says what they lack
+FRESH_S = 0.5  # plans are not older while somebody is in mid-download
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +39,7 @@ class DeliverySettings:
         bandwidth_hz: of all users together, above 0.
         spare_efficiency: spectral efficiency at which requests without a user are paced, in bit/s/Hz, above 0.
         margin: share of the time to the deadline that plans keep in hand for what they do not see (requests' round trips, buffers), [0, 1).
+            In mid-download it is given up for those who cannot be served else.
         idle_s: users that show no sign of life for so long are dropped, above 0.
         max_users: registered at a time, at least 1.
     """
@@ -97,50 +97,6 @@ class ServedUser:
         return self.task.receiver.spectral_efficiency if self.measured is None else self.measured
 
 
-class Waiting(NamedTuple):
-    """A task that is to be planned: as the user had it when the request was made."""
-
-    task: DeliveryTask
-    spent_j: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanRequest:
-    """What is to be planned, and what it was made from.
-
-    Attributes:
-        version: of the state it shows.
-        bandwidth_hz: of all.
-        models: what is left of each model for each user.
-        begun: users in mid-download.
-        fresh: all others.
-        waiting: the tasks behind them, by id.
-        names: of the models behind the profiles.
-        refused: users that cannot be planned for, and why.
-        asked_s: when it was made.
-    """
-
-    version: int
-    bandwidth_hz: float
-    models: dict[str, ModelProfile]
-    begun: tuple[Receiver, ...]
-    fresh: tuple[Receiver, ...]
-    waiting: dict[str, Waiting]
-    names: dict[str, str]
-    refused: dict[str, str]
-    asked_s: float
-
-    def allocations(self) -> tuple[Allocation, ...]:
-        """Plan: first those in mid-download, then the others with what is left."""
-        if not self.begun and not self.fresh:
-            return ()
-        first = plan(Scenario(bandwidth_hz=self.bandwidth_hz, models=self.models, users=self.begun)).allocations
-        left = max(1.0 - sum(allocation.bandwidth_share for allocation in first), LEAST_SHARE)
-        narrowed = tuple(_narrowed(receiver, left) for receiver in self.fresh)
-        others = plan(Scenario(bandwidth_hz=self.bandwidth_hz * left, models=self.models, users=narrowed)).allocations
-        return (*first, *(replace(allocation, bandwidth_share=allocation.bandwidth_share * left) for allocation in others))
-
-
 @dataclass(slots=True, kw_only=True, eq=False)
 class Replanner:
     """All users of a server.
@@ -151,6 +107,7 @@ class Replanner:
         users: by id.
         version: counts changes that a plan depends on.
         planned: version that the plan in force has seen.
+        planned_s: when that was asked for.
         total_bytes: of model files sent to anybody.
         closed: nothing more is sent.
     """
@@ -161,6 +118,7 @@ class Replanner:
     users: dict[str, ServedUser] = field(default_factory=dict)
     version: int = 0
     planned: int = 0
+    planned_s: float = 0.0
     total_bytes: int = 0
     closed: bool = False
 
@@ -237,7 +195,12 @@ class Replanner:
             self.version += 1  # its share is free
 
     def tick(self, now_s: float) -> None:
-        """Measure what users take, forget old measurements, drop users that have gone silent and shares of tasks that are over."""
+        """Measure what users take, forget old measurements, drop users that have gone silent and shares of tasks that are over.
+
+        While somebody is in mid-download this is a change itself every ``FRESH_S``: what was sent is not quite what was planned.
+        """
+        if now_s - self.planned_s > FRESH_S and any(user.share and user.task.started for user in self.users.values()):
+            self.version += 1
         for name, user in list(self.users.items()):
             self._run(user, now_s)
             if now_s - user.seen_s > self.settings.idle_s:
@@ -273,7 +236,7 @@ class Replanner:
                 keys.append(key)
             promised = user.task.started and user.allocation is not None and user.allocation.served
             (begun if promised else fresh).append(replace(rest.receiver, models=tuple(keys)))
-            waiting[user_id] = Waiting(user.task, rest.spent_j)
+            waiting[user_id] = Waiting(user.task, rest.spent_j, rest.latest_s)
         return PlanRequest(
             version=self.version,
             bandwidth_hz=self.settings.bandwidth_hz,
@@ -323,7 +286,7 @@ class Replanner:
             if user.task.complete and user.allocation is not None and user.share:
                 user.share = 0.0
                 user.allocation = replace(user.allocation, bandwidth_share=0.0)
-        self.planned = max(self.planned, request.version)
+        self.planned, self.planned_s = max(self.planned, request.version), request.asked_s
         self._spread(now_s)
 
     def _stand_by(self, user: ServedUser, reason: str) -> None:
@@ -378,11 +341,3 @@ class Replanner:
             return
         user.measured_s = now_s
         self.version += 1
-
-
-def _narrowed(receiver: Receiver, left: float) -> Receiver:
-    """Return a user of a share of the band as one of a band of its own: fixed power is stronger per Hz there."""
-    if not receiver.fixed_power:
-        return receiver
-    snr = math.expm1(receiver.spectral_efficiency * math.log(2))
-    return replace(receiver, spectral_efficiency=math.log1p(snr / left) / math.log(2))

@@ -37,12 +37,14 @@ class RestOfTask(NamedTuple):
     """What is left of a task, as the planner takes it.
 
     Attributes:
-        receiver: with the time and energy that are left; ``models`` are the names below.
+        receiver: with the time and energy that are left, the margin kept in hand; ``models`` are the names below.
+        latest_s: time that is left without a margin.
         profiles: what is left of each model, by the model's own name.
         spent_j: energy of what is over.
     """
 
     receiver: Receiver
+    latest_s: float
     profiles: dict[str, ModelProfile]
     spent_j: float
 
@@ -115,12 +117,13 @@ class DeliveryTask:
         Args:
             now_s: the time.
             spectral_efficiency: of the link as last measured, in bit/s/Hz.
-            margin: share of the remaining time that is kept in hand, in [0, 1).
+            margin: share of the time to the deadline that is kept in hand as long as any of the rest is left, in [0, 1).
         """
         self._begin_layers(now_s)
-        time_s = (self.began_s + self.receiver.deadline_s - now_s) * (1 - margin)
+        latest_s = self.began_s + self.receiver.deadline_s - now_s
+        time_s = latest_s - margin * self.receiver.deadline_s
         spent_j = self._spent_j + self.receiver.receive_power_w * (now_s - self.began_s)
-        if time_s <= 0:
+        if latest_s <= 0:
             return f"the deadline of {self.receiver.deadline_s:g} s has passed"
         fixed = self.planned if self.started or self._begun else None
         profiles, computing_j = {}, 0.0
@@ -131,12 +134,12 @@ class DeliveryTask:
             return f"the energy of {self.receiver.energy_j:g} J is spent"
         receiver = replace(
             self.receiver,
-            deadline_s=time_s,
+            deadline_s=time_s if time_s > 0 else latest_s,
             energy_j=self.receiver.energy_j - spent_j,
             spectral_efficiency=spectral_efficiency,
             models=tuple(profiles),
         )
-        return RestOfTask(receiver, profiles, spent_j)
+        return RestOfTask(receiver, latest_s, profiles, spent_j)
 
     def _remaining(self, name: str, now_s: float) -> tuple[ModelProfile, float]:
         """Return what is left of a model, and the energy already counted for what is in front of it."""

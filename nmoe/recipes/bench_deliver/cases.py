@@ -51,8 +51,8 @@ class DeliverCase:
 CASES = {
     case.name: case
     for case in (
-        DeliverCase(name="ResNet-50", config={"model_type": "resnet", "architectures": ["ResNetForImageClassification"]}, batch=16),
-        DeliverCase(name="ViT-B-16", config={"model_type": "vit", "architectures": ["ViTForImageClassification"]}, batch=6),
+        DeliverCase(name="ResNet-50", config={"model_type": "resnet", "architectures": ["ResNetForImageClassification"]}, batch=24),
+        DeliverCase(name="ViT-B-16", config={"model_type": "vit", "architectures": ["ViTForImageClassification"]}, batch=12),
         DeliverCase(
             name="decoder-60M",
             config={
@@ -67,7 +67,7 @@ CASES = {
                 "tie_word_embeddings": True,
                 "use_cache": False,
             },
-            batch=8,
+            batch=16,
             tokens=128,
         ),
     )

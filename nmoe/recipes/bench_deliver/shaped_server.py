@@ -1,7 +1,7 @@
 """A file server with a set rate, in a process of its own: all its connections together send no faster. ``python -m ... FOLDER RATE``.
 
-The rate stands in for a link's: bytes leave in small portions at their time, so a client sees a steady stream, as behind a slow link. Loss and
-delay are not imitated.
+The rate stands in for a link's: bytes leave in small portions, each at its time, so that a client sees a steady stream, as behind a slow
+link. Loss and delay are not imitated.
 """
 
 import re
@@ -37,6 +37,10 @@ class ShapedServer(ThreadingHTTPServer):
             time.sleep(pause_s)
 
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing: clients leave as they please."""
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: ShapedServer
@@ -44,7 +48,7 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing."""
 
-    def do_GET(self) -> None:  # noqa: N802  # http.server's name
+    def do_GET(self) -> None:  # the name that http.server wants
         """Send a file, or a range of it."""
         path = self.server.folder / self.path.strip("/")
         if not path.is_file():
@@ -65,7 +69,10 @@ class _Handler(BaseHTTPRequestHandler):
             while start < end:
                 portion = file.read(min(PORTION_BYTES, end - start))
                 self.server.wait_turn(len(portion))
-                self.wfile.write(portion)
+                try:
+                    self.wfile.write(portion)
+                except OSError:
+                    return  # the client has left
                 start += len(portion)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from nmoe.deliver.arriving import await_weights, build_empty, settle, weight_slots
 from nmoe.deliver.delivery import delivery_of
+from nmoe.deliver.pack import pack
 from nmoe.deliver.stream import stream_model
 from nmoe.recipes.bench_deliver.cases import CASES, DeliverCase, write_weights
 
@@ -97,7 +98,8 @@ def measure_local(case: DeliverCase, folder: Path, url: str, turns: int) -> dict
     """Time loading and one call when the file is here, in turns: plainly, and from the cache with and without asking the server."""
     address, inputs = f"{url}/{case.name}/model.safetensors", case.inputs(case.batch)
     builder, cache = case.builder(folder), folder / "cache"
-    delivery_of(stream_model(builder, address, cache_dir=cache)).wait()
+    model = stream_model(builder, address, cache_dir=cache)
+    delivery_of(model).wait()  # while the model is there: without it nobody wants the rest
     ways: dict[str, Callable[[], nn.Module]] = {
         "plain": lambda: load_plainly(builder, folder / case.name / "model.safetensors"),
         "cache": lambda: stream_model(builder, address, cache_dir=cache),
@@ -143,6 +145,7 @@ def main() -> None:
     jobs: dict[str, Callable[[], Any]] = {
         "write": lambda: {"bytes": write_weights(case, folder).stat().st_size},
         "layers": lambda: measure_layers(case, folder, turns),
+        "pack": lambda: {"card": str(pack(folder / name / "model.safetensors", build_empty(case.builder(folder)), case.inputs(2)))},
         "card": lambda: measure_streamed(case, folder, url, card=True),
         "traced": lambda: measure_streamed(case, folder, url, card=False),
         "downloaded": lambda: measure_downloaded(case, folder, url),

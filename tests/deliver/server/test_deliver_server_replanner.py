@@ -44,9 +44,9 @@ def receiver(name, **changes):
 class Lab:
     """A replanner and a clock that is moved by hand."""
 
-    def __init__(self, bandwidth_hz=1e6, **settings):
+    def __init__(self, bandwidth_hz=1e6, margin=0.0, **settings):
         self.now_s = 0.0
-        self.replanner = Replanner(settings=DeliverySettings(bandwidth_hz=bandwidth_hz, margin=0.0, **settings))
+        self.replanner = Replanner(settings=DeliverySettings(bandwidth_hz=bandwidth_hz, margin=margin, **settings))
 
     def put(self, name, **changes):
         told = receiver(name, **changes)
@@ -139,6 +139,31 @@ def test_plans_in_mid_download_agree_with_the_first_when_nothing_else_happens():
         assert user.allocation.energy_j == pytest.approx(first.energy_j, rel=0.02)
         assert user.allocation.clocks == pytest.approx(first.clocks, rel=0.05)
         assert len(user.allocation.clocks) == 10
+
+
+def test_who_begins_late_catches_up_and_keeps_the_margin():
+    lab = Lab(margin=0.1)
+    user = lab.put("a")
+    planned_s, share = user.allocation.finish_s, user.share
+    assert planned_s == pytest.approx(9.0)
+    lab.run(2.0)
+    one = lab.begin("a")
+    lab.run(7.0, one)
+    assert one.done_s < planned_s
+    lab.run(0.1)
+    assert user.allocation.finish_s == pytest.approx(planned_s, abs=0.05)
+    assert user.share == 0 < share
+
+
+def test_the_margin_is_given_up_for_who_could_not_be_served_else():
+    lab = Lab(bandwidth_hz=0.3e6, margin=0.1)
+    user = lab.put("a")
+    one = lab.begin("a")
+    one.link_bps = user.bucket.rate * 8 * 0.93  # too little to notice
+    lab.run(9.9, one)
+    assert user.allocation.served
+    assert one.done_s is not None
+    assert 8.0 < one.done_s < 10.0
 
 
 def test_who_comes_is_planned_for_and_who_goes_frees_its_share():
