@@ -38,7 +38,7 @@ def curves_figure(results: Mapping[str, Any]) -> Figure:
         for method, label, colour, line, marker in METHODS:
             _line(place, results, method, transmission, label, colour, line, marker)
     codes = axes[1][1]
-    codes.set_title("codes; blue channel-aware, orange naive", fontsize=9, loc="left")
+    codes.set_title("codes: aware blue, naive orange", fontsize=9, loc="left")
     for method, colour in (("aware", BLUE), ("naive", ORANGE)):
         for transmission, label, line, marker in CODES:
             _line(codes, results, method, transmission, label if method == "aware" else "", colour, line, marker)
