@@ -16,10 +16,14 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import is_parametrized
+from torch.overrides import TorchFunctionMode
 
 Arrive = Callable[[str, Tensor], Tensor]
 DICTS = ("_parameters", "_buffers")
 _building = threading.Lock()
+_DRAWS = set("uniform_ normal_ bernoulli_ erfinv_ fill_ zero_ copy_ mul_ div_ add_ sub_ clamp_".split()) | {
+    name for name in vars(nn.init) if name.endswith("_") and not name.startswith("_")
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,13 +130,27 @@ def build_empty(build: Callable[[], nn.Module]) -> nn.Module:
     with _building:
         hook = register_module_parameter_registration_hook(to_meta)  # type: ignore[arg-type]  # its documentation lets it return one
         try:
-            model = build()
+            with _NoInitialValues():
+                model = build()
         finally:
             hook.remove()
     if not isinstance(model, nn.Module):
         raise ValueError(f"build must return a torch.nn.Module, got {type(model).__name__}")
     _check_fillable(model)
     return model
+
+
+class _NoInitialValues(TorchFunctionMode):
+    """Leaves out drawing values for tensors that have none; without this the first draw makes torch import a compiler, for seconds."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        keywords = kwargs or {}
+        tensor = args[0] if args else keywords.get("tensor")  # as torch.nn.init calls it
+        if func.__name__ in _DRAWS and isinstance(tensor, Tensor) and tensor.is_meta:
+            return tensor
+        return func(*args, **keywords)
 
 
 def weight_slots(model: nn.Module) -> list[WeightSlot]:

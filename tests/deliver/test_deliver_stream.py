@@ -31,14 +31,10 @@ def attention():
 class Tied(nn.Module):
     """A language model in small: a tied head, rotary-like buffer that is not saved, layers used against their order."""
 
-    def __init__(self):
+    def __init__(self, words=50):
         super().__init__()
-        self.head, self.late, self.early, self.embed = (
-            nn.Linear(32, 50, bias=False),
-            nn.Linear(32, 32),
-            nn.Linear(32, 32),
-            nn.Embedding(50, 32),
-        )
+        self.head, self.embed = nn.Linear(32, words, bias=False), nn.Embedding(words, 32)
+        self.late, self.early = nn.Linear(32, 32), nn.Linear(32, 32)
         self.head.weight = self.embed.weight
         self.register_buffer("phase", torch.linspace(0, 1, 32), persistent=False)
 
@@ -253,9 +249,9 @@ def test_a_file_that_does_not_fit_is_refused_by_its_header(server, stream, chang
 
 
 def test_a_deleted_model_ends_its_download(server, stream, tmp_path):
-    file = saved(cnn())
+    file = saved(Tied(4000))
     server.files[NAME], server.holds = file, [len(file) - 100]
-    model = stream_model(cnn, f"{server.url}/{NAME}", cache_dir=tmp_path / "c", card=False)
+    model = stream_model(lambda: Tied(4000), f"{server.url}/{NAME}", cache_dir=tmp_path / "c", card=False)
     delivery = delivery_of(model)
     del model
     gc.collect()
