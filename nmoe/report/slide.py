@@ -10,7 +10,7 @@ METHOD_WORDS = {
     "slide-full-clock": "SLIDE, full clock",
     "slide-equal": "SLIDE, equal bandwidth",
     "dai": "download, then infer",
-    "dai-overlapped": "its users and shares, overlapped",
+    "dai-overlapped": "users of download-then-infer, overlapped",
     "dai-equal": "download, then infer, equal bandwidth",
     "slide-random-model": "SLIDE, random models",
     "slide-smallest": "SLIDE, smallest models",
@@ -62,7 +62,7 @@ def slide_table(results: Mapping[str, Any]) -> Iterator[str]:
     yield from _overlap(results)
     hardware = results["hardware"]
     yield ""
-    yield f"`{results['command']}`: {results['seconds'] / 60:.1f} minutes on {hardware['cpu']}, {hardware['cores']} cores."
+    yield f"`{results['command']}`: {_duration(results['seconds'])} on {hardware['cpu']}, {hardware['cores']} cores."
 
 
 def _short(results: Mapping[str, Any]) -> Iterator[str]:
@@ -77,6 +77,10 @@ def _short(results: Mapping[str, Any]) -> Iterator[str]:
         cells = [f"{slide:.1f} ± {spreads['slide'][base]:.1f}", f"{dai:.1f} ± {spreads['dai'][base]:.1f}"]
         cells += [f"{100 * (slide / dai - 1):+.0f} %" if dai else "-", "-" if cut is None else f"{100 * cut:.1f} %"]
         yield f"| {results['settings']['words'][setting]} | " + " | ".join(cells) + " |"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.1f} seconds" if seconds < 60 else f"{seconds / 60:.1f} minutes"
 
 
 def _range(bounds: list[float]) -> str:

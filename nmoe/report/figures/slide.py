@@ -25,11 +25,20 @@ LOOKS = {
     "slide-random-order": (SLATE, "-.", "x"),
 }
 LATENCY_OF = ("slide", "dai", "dai-overlapped")
-MODEL_COLOURS = (BLUE, SKY, GREEN, PURPLE, ORANGE, SLATE, INK)
+NOTES = {
+    "served": "Bands: one standard deviation over the seeds, drawn for SLIDE and for download, then infer, only.",
+    "latency_s": (
+        "SLIDE's mean is over its own users: more of them, harder ones too. The other two are of the same users and shares.\n"
+        "Bands: one standard deviation over the seeds."
+    ),
+}
+AMBER = "#e69f00"  # the palette's seventh: ink is the bound's
+MODEL_COLOURS = (BLUE, SKY, GREEN, PURPLE, ORANGE, SLATE, AMBER)
+MODEL_MARKERS = "osD^v<>P"  # one more than colours, so that no two of 56 models look alike
 
 
 def _number(value: float) -> str:
-    return f"{value:g}"
+    return f"{value:g}".replace("e+0", "e")
 
 
 @styled
@@ -59,6 +68,7 @@ def sweeps_figure(results: Mapping[str, Any], setting: str, metric: str) -> Figu
     last.set_axis_off()
     labelled = {label: line for panel in panels.flat for line, label in zip(*panel.get_legend_handles_labels(), strict=True)}
     last.legend(labelled.values(), labelled.keys(), loc="center left", fontsize=7.2, handlelength=2.4)
+    figure.supxlabel(NOTES[metric], x=0.01, ha="left", fontsize=6.8)
     return figure
 
 
@@ -66,17 +76,18 @@ def _curve(panel: Axes, method: str, curve: Mapping[str, float], spread: Mapping
     colour, line, marker = LOOKS[method]
     points = sorted((float(value), mean, spread[value]) for value, mean in curve.items())
     values, means, spreads = np.array(points).T
-    panel.plot(values, means, linestyle=line, color=colour, marker=marker, label=METHOD_WORDS[method], linewidth=1.4)
+    size = {"linewidth": 2.2, "markersize": 3.0, "zorder": 3.0} if method == "slide" else {"linewidth": 1.3, "markersize": 5.0}
+    panel.plot(values, means, linestyle=line, color=colour, marker=marker, label=METHOD_WORDS[method], **size)
     if method in LATENCY_OF:
         panel.fill_between(values, means - spreads, means + spreads, color=colour, alpha=0.12, linewidth=0)
 
 
 @styled
 def needs_figure(results: Mapping[str, Any]) -> Figure:
-    """Draw the share of users that a share of the bandwidth is enough for, a panel per setting."""
+    """Draw the share of users that a share of the bandwidth is enough for, a panel per setting, each as wide as its data."""
     settings = list(results["needs"])
     figure = new_figure(1.2 + 2.1 * math.ceil(len(settings) / 2), "Share of the bandwidth that a user needs")
-    panels = figure.subplots(math.ceil(len(settings) / 2), min(2, len(settings)), squeeze=False, sharex=True, sharey=True)
+    panels = figure.subplots(math.ceil(len(settings) / 2), min(2, len(settings)), squeeze=False, sharey=True)
     for panel in panels.flat[len(settings) :]:
         panel.set_axis_off()
     for panel, setting in zip(panels.flat, settings, strict=False):
@@ -87,14 +98,13 @@ def needs_figure(results: Mapping[str, Any]) -> Figure:
             colour, line, _ = LOOKS[method]
             panel.plot(100 * shares, ranks, color=colour, linestyle=line, label=METHOD_WORDS[method], linewidth=1.5)
         panel.set_xscale("log")
-        panel.set_xlim(0.1, 1000)
         panel.xaxis.set_major_formatter(lambda value, _: _number(value))
         panel.axvline(100, color=INK, linewidth=0.8)
         panel.grid()
         panel.set_ylim(0, 100)
     for row in panels:
         row[0].set_ylabel("users, %")
-    for panel in panels[-1]:
+    for panel in panels.flat[max(0, len(settings) - 2) : len(settings)]:  # the last of each column
         panel.set_xlabel("need, % of the bandwidth (log scale)")
     handles, labels = panels.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower left", ncols=2, columnspacing=1.2, handlelength=2.0, fontsize=7.8)
@@ -111,7 +121,8 @@ def overlap_figure(results: Mapping[str, Any]) -> Figure:
     for number, name in enumerate(names):
         points = sorted((row["ratio"], 100 * row["cut"]) for row in overlap if row["model"] == name)
         ratios, cuts = np.array(points).T
-        axes.plot(ratios, cuts, marker="o", color=MODEL_COLOURS[number % len(MODEL_COLOURS)], label=name, linewidth=1.3)
+        colour, marker = MODEL_COLOURS[number % len(MODEL_COLOURS)], MODEL_MARKERS[number % len(MODEL_MARKERS)]
+        axes.plot(ratios, cuts, linestyle="none", marker=marker, markersize=5, fillstyle="none", color=colour, label=name)
     ratios = np.geomspace(min(row["ratio"] for row in overlap), max(row["ratio"] for row in overlap), 101)
     axes.plot(ratios, 100 * np.minimum(1, ratios) / (1 + ratios), color=INK, linestyle="--", linewidth=1, label="bound")
     axes.set_xscale("log")
