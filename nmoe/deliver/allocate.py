@@ -164,7 +164,7 @@ def plan(scenario: Scenario, method: str = "slide", *, spare: Spare = "keep", ge
     shares = way.admission.admit(need[chosen], weights, generator=generator)
     admitted = shares > 0
     served = _serve(scenario, every.take(chosen[admitted]), shares[admitted], way.clocks, spare)
-    asked = chosen[~admitted] if isinstance(way.provision, AnyModel) else np.flatnonzero(~admitted[every.user])
+    asked = chosen[~admitted] if way.provision.fixes else np.flatnonzero(~admitted[every.user])
     left = 1 / len(shares) if isinstance(way.admission, EqualShares) else max(1 - float(shares.sum()), 0.0)
     reasons = explain(scenario, every.take(asked), need[asked], clocks=way.clocks, left=left)
     return Plan(
@@ -205,16 +205,15 @@ def _needs(scenario: Scenario, way: Method) -> tuple[Candidates, Vector]:
 
 
 def _serve(scenario: Scenario, chosen: Candidates, shares: Vector, clocks: Clocks, spare: Spare) -> dict[int, Allocation]:
-    """Return the allocations of those admitted, by their places in the scenario."""
+    """Return the allocations of those admitted, by their places in the scenario; their shares may be too much by what rounding adds."""
     tasks = chosen.tasks
     clock = clocks.choose(tasks, chosen.pace_of_share(shares))  # [layer, problem]
-    if spare == "share":
+    if spare == "share" or shares.sum() > 1:
         shares = shares / shares.sum()
     pace = chosen.pace_of_share(shares)
-    work, fixed = (-np.diff(each, axis=0, append=0) for each in (tasks.work_left, tasks.fixed_left))
-    busy = fixed + np.divide(work, clock, out=np.zeros_like(work), where=work > 0)
+    busy = tasks.fixed + tasks.work / clock
     finish = finish_s(tasks, pace, np.cumsum(busy[::-1], axis=0)[::-1])
-    energy = (tasks.power * work * clock**2 + tasks.static_power * busy).sum(0) + tasks.receive_power * pace * tasks.total_bytes
+    energy = (tasks.power * tasks.work * clock**2 + tasks.static_power * busy).sum(0) + tasks.receive_power * pace * tasks.total_bytes
     served = {}
     rows = zip(chosen.user, chosen.slot, shares.tolist(), clock.T.tolist(), finish.tolist(), energy.tolist(), strict=True)
     for place, slot, share, layers, finish_at, spent in rows:
@@ -228,7 +227,7 @@ def _serve(scenario: Scenario, chosen: Candidates, shares: Vector, clocks: Clock
             clocks=tuple(layers[: len(model.layer_bytes)]),
             finish_s=finish_at,
             energy_j=spent,
-            slack_s=user.deadline_s - finish_at,
+            slack_s=max(user.deadline_s - finish_at, 0.0),  # below 0 by rounding only
             reason="",
         )
     return served

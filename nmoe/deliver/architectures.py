@@ -28,7 +28,7 @@ def model_builder(model: str, arguments: Mapping[str, Any]) -> Callable[[], nn.M
         EngineError: when transformers is needed and not installed.
     """
     path = Path(model)
-    if path.is_dir() or path.suffix == ".json":
+    if (model and path.is_dir()) or path.suffix == ".json":
         return _from_config(path / "config.json" if path.is_dir() else path, arguments)
     module_name, colon, name = model.partition(":")
     if not colon or not name or not all(part.isidentifier() for part in (*module_name.split("."), name)):
@@ -63,7 +63,7 @@ def _from_config(path: Path, changes: Mapping[str, Any]) -> Callable[[], nn.Modu
     try:
         described = transformers.CONFIG_MAPPING[config["model_type"]].from_dict({**config, **changes})
         architecture = getattr(transformers, names[0])
-    except (AttributeError, TypeError, ValueError, KeyError) as error:
+    except Exception as error:  # noqa: BLE001  # every configuration checks itself in its own way; its words are the reason
         raise BadFile(f"{path} does not describe a model of transformers {transformers.__version__}: {error}") from error
     if not isinstance(architecture, type) or not issubclass(architecture, transformers.PreTrainedModel):
         raise BadFile(f"{path}: {names[0]} is not a model of transformers")

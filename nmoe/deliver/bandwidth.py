@@ -16,8 +16,9 @@ from numpy import ndarray
 
 from nmoe.deliver.clocks import Clocks, FullClock, Layers, Tasks, UniformClock, Vector
 
-ROUNDING = 1e-12  # deadlines and budgets are tightened by this share, so that no rounding breaks them
-STEPS = 64  # about 6 are taken; each also moves on by twice the last one's push, from 1e-15 of the pace, so that rounding cannot trap it
+STEPS = 256  # about 6 are taken; some 6 more for every tenfold slower clock, the budget being so much smaller than the energy at first
+CONVERGED = 1e-13  # a step that moves the pace by less than this share of it
+PUSH = 1e-15  # each step moves on by so much more, and twice as much after each that has converged, so that rounding cannot trap it
 
 
 def finish_s(tasks: Tasks, pace: Vector, time_left: Layers) -> Vector:
@@ -43,19 +44,21 @@ def least_rates(tasks: Tasks, clocks: Clocks) -> Float[ndarray, " problem"]:
     rates = least_rates_at_full_clock(tasks)
     tight = np.flatnonzero(np.isfinite(rates) & (FullClock().energy(tasks, 1 / rates)[0] > tasks.budget))
     left = tasks.take(tight)
-    never = UniformClock().energy(left, np.zeros(len(tight)))[0] >= left.budget  # were all here at once, one clock would be best
+    never = UniformClock().energy(left, np.zeros(len(tight)))[0] > left.budget  # were all here at once, one clock would be best
     rates[tight[never]] = np.inf
     tight, left = tight[~never], left.take(np.flatnonzero(~never))
     pace = 1 / rates[tight]
-    for step in range(STEPS):
+    push = np.full_like(pace, PUSH)
+    for _ in range(STEPS):
         energy, slope = clocks.energy(left, pace)
         over = np.flatnonzero(energy > left.budget)
         if not over.size:
             return rates
-        tight, left, pace, energy, slope = tight[over], left.take(over), pace[over], energy[over], slope[over]
+        tight, left, pace, push, energy, slope = tight[over], left.take(over), pace[over], push[over], energy[over], slope[over]
         newton = np.divide(energy - left.budget, slope, out=np.full_like(pace, np.inf), where=slope > 0)
-        pace = pace - newton - pace * min(1e-15 * 2**step, 0.5)
+        push = np.where(newton < CONVERGED * pace, np.minimum(2 * push, 0.5), push)
+        pace = pace - newton - pace * push
         rates[tight] = np.divide(1, pace, out=np.full_like(pace, np.inf), where=pace > 0)
         kept = np.flatnonzero(pace > 0)  # else the budget is that of an endless rate, but for rounding
-        tight, left, pace = tight[kept], left.take(kept), pace[kept]
+        tight, left, pace, push = tight[kept], left.take(kept), pace[kept], push[kept]
     raise AssertionError(f"no end of Newton's method for {len(tight)} problems")

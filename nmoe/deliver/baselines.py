@@ -11,8 +11,7 @@ Departures: the theorem and all the baselines are ours; the paper's, but for dow
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import final
+from typing import ClassVar, final
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -22,11 +21,18 @@ from numpy.random import Generator
 Needs = Float[ndarray, "user slot"]
 Need = Float[ndarray, " user"]
 
+WHOLE = 1 + 4e-12  # of the bandwidth, and what rounding may add to needs that are just all of it; who gives it out takes that off again
 FINE = 1e6  # scale of the knapsack's row: the solver's tolerance, 1e-6, becomes 1e-12 of the bandwidth
 
 
 class Provision(ABC):
-    """A rule that gives each user one of the models it accepts."""
+    """A rule that gives each user one of the models it accepts.
+
+    Attributes:
+        fixes: what a user is given may not be what it could have had for less, so that it alone says why the user is not served.
+    """
+
+    fixes: ClassVar[bool] = True
 
     @abstractmethod
     def provide(self, needs: Needs, total_bytes: Needs, *, generator: Generator | None) -> Int[ndarray, " user"]:
@@ -47,7 +53,7 @@ class Admission(ABC):
 
     @abstractmethod
     def admit(self, need: Need, weight: Need, *, generator: Generator | None) -> Need:
-        """Return each user's share of the bandwidth: 0 of those not admitted, of the others at least their need.
+        """Return each user's share of the bandwidth: 0 of those not admitted, of the others at least their need; ``WHOLE`` in all at most.
 
         Args:
             need: share; infinite where a user cannot be served.
@@ -63,6 +69,8 @@ class Admission(ABC):
 @dataclass(frozen=True, slots=True)
 class LeastNeed(Provision):
     """The model with the least need; the first of equals."""
+
+    fixes: ClassVar[bool] = False
 
     def provide(self, needs: Needs, total_bytes: Needs, *, generator: Generator | None) -> Int[ndarray, " user"]:
         return np.asarray(needs.argmin(1))
@@ -86,8 +94,8 @@ class BySize(Provision):
 
     def provide(self, needs: Needs, total_bytes: Needs, *, generator: Generator | None) -> Int[ndarray, " user"]:
         size = total_bytes if self.largest else -total_bytes
-        liked = np.where(needs <= 1, size, -np.inf).argmax(1)
-        return np.asarray(np.where((needs <= 1).any(1), liked, needs.argmin(1)))
+        liked = np.where(needs <= WHOLE, size, -np.inf).argmax(1)
+        return np.asarray(np.where((needs <= WHOLE).any(1), liked, needs.argmin(1)))
 
 
 @final
@@ -97,7 +105,7 @@ class AscendingNeed(Admission):
 
     def admit(self, need: Need, weight: Need, *, generator: Generator | None) -> Need:
         order = need.argsort(kind="stable")
-        fits = np.cumsum(need[order]) <= 1
+        fits = np.cumsum(need[order]) <= WHOLE
         shares = np.zeros_like(need)
         shares[order[fits]] = need[order[fits]]
         return shares
@@ -111,7 +119,7 @@ class RandomOrder(Admission):
     def admit(self, need: Need, weight: Need, *, generator: Generator | None) -> Need:
         shares, used = np.zeros_like(need), 0.0
         for user in _drawn(generator).permutation(len(need)):
-            if used + need[user] <= 1:
+            if used + need[user] <= WHOLE:
                 shares[user] = need[user]
                 used += need[user]
         return shares
@@ -124,7 +132,7 @@ class EqualShares(Admission):
 
     def admit(self, need: Need, weight: Need, *, generator: Generator | None) -> Need:
         share = 1 / len(need)
-        return np.where(need <= share, share, 0.0)
+        return np.where(need <= share * WHOLE, np.maximum(need, share), 0.0)
 
 
 @final
@@ -133,26 +141,33 @@ class Heaviest(Admission):
     """Users with the largest sum of weights: a 0/1 knapsack, solved exactly by branch and bound (HiGHS).
 
     NP-hard, so the time is no longer polynomial in the number of users in the worst case, unlike that of every other rule here. Sums of
-    weights that differ by less than 1e-9 of the largest weight count as equal.
+    weights that differ by less than 1e-9 of the largest weight count as equal; but whoever still fits beside the others is served, too,
+    however little it weighs.
     """
 
     def admit(self, need: Need, weight: Need, *, generator: Generator | None) -> Need:
         from scipy.optimize import LinearConstraint, milp  # 0.2 s, and few need it
 
-        able = np.flatnonzero(need <= 1)
+        able = np.flatnonzero(need <= WHOLE)
         shares = np.zeros_like(need)
         if not able.size:
             return shares
-        limits = [LinearConstraint(FINE * need[able][None], ub=FINE)]
+        limits = [LinearConstraint(FINE * need[able][None], ub=FINE * WHOLE)]
         worth = -1e3 * weight[able] / weight[able].max()
         while True:
             solution = milp(worth, constraints=limits, integrality=np.ones(len(able)), bounds=(0, 1), options={"mip_rel_gap": 0.0})
             assert solution.x is not None, solution.message
             chosen = solution.x > 0.5
-            if list(accumulate(need[able][chosen]))[-1] <= 1:
-                shares[able[chosen]] = need[able][chosen]
-                return shares
+            used = sum(need[able][chosen].tolist())
+            if used <= WHOLE:
+                break
             limits.append(LinearConstraint(chosen[None].astype(float), ub=chosen.sum() - 1))  # a tolerance's width too much: not these
+        for place in np.argsort(-weight[able], kind="stable"):
+            if not chosen[place] and used + need[able][place] <= WHOLE:
+                chosen[place] = True
+                used += need[able][place]
+        shares[able[chosen]] = need[able][chosen]
+        return shares
 
 
 def _drawn(generator: Generator | None) -> Generator:

@@ -1,8 +1,8 @@
 """Cache: a folder per file, in which a download is continued after a crash and from which it is read once it is whole.
 
     <cache>/<hash of the address>/entry.json          which version of the file this is, and whether it is whole
-                                  part.safetensors    the file, of its full length from the beginning, while pieces arrive
-                                  file.safetensors    the same file, once it is whole
+                                  part                the file's bytes, each tensor aligned (``Arrangement``), while pieces arrive
+                                  whole               the same, once all are there
                                   journal             a line for each finished piece: first byte, end, SHA-256
                                   lock                held by the process that downloads
 
@@ -23,10 +23,12 @@ from typing import Any
 
 from nmoe.core.errors import BadFile, NmoeError
 from nmoe.core.files import read_json, write_json
+from nmoe.deliver.layout import Arrangement, Layout, read_layout
 
 FORMAT = 1
 POLL_S = 0.05
 _BLOCK_BYTES = 1 << 20
+_FILES = ("journal", "part", "whole")
 
 
 class CacheFailure(NmoeError):
@@ -75,14 +77,19 @@ class CacheEntry:
         self._lock = lock
         self._data: int | None = None
         self._journal: int | None = None
+        self._arrangement: Arrangement | None = None
 
     @property
     def path(self) -> Path:
         """The file: whole, or being filled."""
-        return self.folder / ("file.safetensors" if self.complete else "part.safetensors")
+        return self.folder / ("whole" if self.complete else "part")
 
-    def begin(self, head: bytes) -> dict[tuple[int, int], str]:
+    def begin(self, head: bytes, layout: Layout) -> dict[tuple[int, int], str]:
         """Make room for the whole file, or take up one that was begun.
+
+        Args:
+            head: the file's bytes before its data.
+            layout: of the file.
 
         Returns:
             The SHA-256 of the pieces, first byte and end, that the journal says are there.
@@ -93,12 +100,13 @@ class CacheEntry:
         self._data = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         self._journal = os.open(self.folder / "journal", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            if os.fstat(self._data).st_size != self.version.bytes:
+            self._arrangement = Arrangement(layout)
+            if os.fstat(self._data).st_size != self._arrangement.bytes:
                 os.ftruncate(self._data, 0)
             if sys.platform == "linux":
-                os.posix_fallocate(self._data, 0, self.version.bytes)
+                os.posix_fallocate(self._data, 0, self._arrangement.bytes)
             else:
-                os.ftruncate(self._data, self.version.bytes)
+                os.ftruncate(self._data, self._arrangement.bytes)
         except OSError as error:
             raise self._no_room(error) from error
         self.write(0, head)
@@ -111,11 +119,14 @@ class CacheEntry:
             CacheFailure: when the disk is full or fails.
         """
         assert self._data is not None
+        assert self._arrangement is not None
         view = memoryview(data)
         try:
-            while view:
-                written = os.pwrite(self._data, view, offset)
-                view, offset = view[written:], offset + written
+            for position, num_bytes in self._arrangement.spans(offset, offset + len(data)):
+                until = position + num_bytes
+                while position < until:
+                    written = os.pwrite(self._data, view[: until - position], position)
+                    view, position = view[written:], position + written
         except OSError as error:
             raise self._no_room(error) from error
 
@@ -130,24 +141,21 @@ class CacheEntry:
     def digest(self, start: int, end: int) -> str:
         """Return the SHA-256 of some of the file's bytes, as they lie on the disk."""
         assert self._data is not None
-        digest = hashlib.sha256()
-        while start < end and (block := os.pread(self._data, min(_BLOCK_BYTES, end - start), start)):
-            digest.update(block)
-            start += len(block)
-        return digest.hexdigest()
+        assert self._arrangement is not None
+        return _digest(self._data, self._arrangement, start, end)
 
     def finish(self) -> None:
         """Give the file its name and say that it is whole. Its bytes must have been checked."""
         assert self._data is not None
         os.fsync(self._data)
-        self.path.replace(self.folder / "file.safetensors")
+        self.path.replace(self.folder / "whole")
         self.complete = True
         write_json(self.folder / "entry.json", _described(self.version, self.path))
         self.close()
 
     def discard(self) -> None:
         """Throw away what is there, which proved to be wrong, and let go of it."""
-        for name in ("entry.json", "journal", "part.safetensors", "file.safetensors"):
+        for name in ("entry.json", *_FILES):
             (self.folder / name).unlink(missing_ok=True)
         self.close()
 
@@ -216,10 +224,10 @@ def open_entry(cache_dir: Path, version: FileVersion, *, patience_s: float) -> C
             return CacheEntry(folder, version, complete=True, lock=None)
         stored = _read_version(folder)
         if stored is None or not version.same(stored[0]):
-            for name in ("journal", "part.safetensors", "file.safetensors"):
+            for name in _FILES:
                 (folder / name).unlink(missing_ok=True)
-        elif (folder / "file.safetensors").exists():  # whole once, and touched since: its pieces are checked again
-            (folder / "file.safetensors").replace(folder / "part.safetensors")
+        elif (folder / "whole").exists():  # whole once, and touched since: its pieces are checked again
+            (folder / "whole").replace(folder / "part")
         write_json(folder / "entry.json", _described(version, None))
     except BaseException:
         os.close(lock)
@@ -248,29 +256,29 @@ def open_complete(cache_dir: Path, url: str, sha256: str) -> CacheEntry:
 
 
 def _described(version: FileVersion, whole: Path | None) -> dict[str, Any]:
-    modified_ns = None if whole is None else whole.stat().st_mtime_ns
-    return {"format": FORMAT, **asdict(version), "whole_mtime_ns": modified_ns}
+    state = None if whole is None else [whole.stat().st_size, whole.stat().st_mtime_ns]
+    return {"format": FORMAT, **asdict(version), "whole": state}
 
 
-def _read_version(folder: Path) -> tuple[FileVersion, int | None] | None:
-    """Return the version in a folder, and when it was whole, or None where there is none that can be read."""
+def _read_version(folder: Path) -> tuple[FileVersion, list[int] | None] | None:
+    """Return the version in a folder, and length and time of what is whole, or None where there is none that can be read."""
     try:
         entry = read_json(folder / "entry.json")
         if entry.pop("format") != FORMAT:
             return None
-        modified_ns = entry.pop("whole_mtime_ns")
-        return FileVersion(**entry), modified_ns
+        state = entry.pop("whole")
+        return FileVersion(**entry), state
     except (BadFile, TypeError, KeyError, AttributeError):
         return None  # of another make: as if it were not there
 
 
-def _whole(folder: Path, stored: tuple[FileVersion, int | None]) -> bool:
+def _whole(folder: Path, stored: tuple[FileVersion, list[int] | None]) -> bool:
     """Say whether a file is there and has not been touched since it was whole."""
     try:
-        state = (folder / "file.safetensors").stat()
+        state = (folder / "whole").stat()
     except FileNotFoundError:
         return False
-    return (state.st_size, state.st_mtime_ns) == (stored[0].bytes, stored[1])
+    return [state.st_size, state.st_mtime_ns] == stored[1]
 
 
 def _known(folder: Path, version: FileVersion) -> bool:
@@ -279,11 +287,23 @@ def _known(folder: Path, version: FileVersion) -> bool:
     if stored is None or not version.same(stored[0]) or not _whole(folder, stored):
         return False
     if version.sha256 and not stored[0].sha256:  # nobody knew its hash when it came
-        with (folder / "file.safetensors").open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != version.sha256:
-                raise BadFile(f"{version.url}: SHA-256 {version.sha256} wanted, {folder / 'file.safetensors'} has another")
-        write_json(folder / "entry.json", _described(version, folder / "file.safetensors"))
+        layout = read_layout(folder / "whole", version.bytes)
+        with (folder / "whole").open("rb") as file:
+            if _digest(file.fileno(), Arrangement(layout), 0, layout.file_bytes) != version.sha256:
+                raise BadFile(f"{version.url}: SHA-256 {version.sha256} wanted, {folder / 'whole'} has another")
+        write_json(folder / "entry.json", _described(version, folder / "whole"))
     return True
+
+
+def _digest(handle: int, arrangement: Arrangement, start: int, end: int) -> str:
+    """Return the SHA-256 of the file's bytes from start to end, as they are kept."""
+    digest = hashlib.sha256()
+    for position, num_bytes in arrangement.spans(start, end):
+        until = position + num_bytes
+        while position < until and (block := os.pread(handle, min(_BLOCK_BYTES, until - position), position)):
+            digest.update(block)
+            position += len(block)
+    return digest.hexdigest()
 
 
 def _locked(path: Path, url: str, patience_s: float) -> int:

@@ -6,10 +6,12 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
-from nmoe.deliver.bandwidth import ROUNDING
 from nmoe.deliver.clocks import Layers, Tasks, Vector
 from nmoe.deliver.power import rate_of_share, share_of_rate
 from nmoe.deliver.scenario import ModelProfile, Receiver, Scenario
+
+ROUNDING = 1e-12  # budgets are loosened by this share, so that no rounding refuses what they just allow
+LEAST_CLOCK = 1e-12  # so that a layer has one above 0, however little it has to do
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +21,7 @@ class Candidates:
     Attributes:
         user: of each problem, as its place in the scenario.
         slot: of each problem's model, as its place in the user's list.
-        tasks: the problems, deadlines and budgets tightened against rounding.
+        tasks: the problems, budgets loosened against rounding.
         bandwidth_hz: of the whole band.
         spectral_efficiency, fixed_power: of each problem's link; see ``Receiver``.
     """
@@ -93,23 +95,26 @@ def _tasks(scenario: Scenario, user: Int[ndarray, " problem"], model: Int[ndarra
     arrived = np.cumsum(layer_bytes, axis=0)
     if whole:
         arrived = np.broadcast_to(arrived[-1], arrived.shape)
-    flops_left = np.cumsum(layer_flops[::-1], axis=0)[::-1]
     depths = np.array([len(profile.layer_bytes) for profile in profiles])
     layers_left = np.maximum(depths - np.arange(len(layer_bytes))[:, None], 0)
+    work = layer_flops[:, model] * (_column(users, "batch") / _column(users, "device_flops"))[user]
+    overhead = _column(users, "layer_overhead_s")[user]
     power, static_power = _column(users, "power_w"), _column(users, "static_power_w")
     sensible = np.cbrt(static_power / (2 * power))  # slower ones take longer and more energy
     per_user = {
-        "deadline": _column(users, "deadline_s") * (1 - ROUNDING),
-        "budget": _column(users, "energy_j") * (1 - ROUNDING),
+        "deadline": _column(users, "deadline_s"),
+        "budget": _column(users, "energy_j") * (1 + ROUNDING),
         "power": power,
         "static_power": static_power,
         "receive_power": _column(users, "receive_power_w"),
-        "lowest": np.minimum(np.maximum(_column(users, "min_clock"), sensible), 1),
+        "lowest": np.clip(np.maximum(_column(users, "min_clock"), sensible), LEAST_CLOCK, 1),
     }
     return Tasks(
         arrived=arrived[:, model],
-        work_left=flops_left[:, model] * (_column(users, "batch") / _column(users, "device_flops"))[user],
-        fixed_left=layers_left[:, model] * _column(users, "layer_overhead_s")[user],
+        work=work,
+        fixed=(layers_left > 0)[:, model] * overhead,
+        work_left=np.cumsum(work[::-1], axis=0)[::-1],
+        fixed_left=layers_left[:, model] * overhead,
         total_bytes=arrived[-1, model],
         **{name: values[user] for name, values in per_user.items()},
     )

@@ -9,6 +9,7 @@ layers of no size and no work.
 | 1/(y B R) | pace | s per byte |
 | D_m | arrived: all layers up to m | byte |
 | X_m | work_left: at full clock, layers from m on | s |
+| a_l, v_l | work, fixed: those of one layer | s |
 | V_m | fixed_left: what no clock shortens, layers from m on | s |
 | z_l | clock, share of the full one | 1 |
 | eps | power: dynamic, at full clock | W |
@@ -22,6 +23,9 @@ for every m. The energy is sum_l eps a_l^3 / u_l^2 + P0 (v_l + u_l), plus P_rx f
 Lemma 3: it is least where the u_l follow the lower convex hull of the points (0, 0) and (X_m, H_m): layers on an edge of slope s run at
 z = 1/s, never below min_clock. Static power asks for at least z = (P0 / (2 eps))^(1/3) of every layer, which is one more lower limit.
 Along the pace the least energy is convex, and its derivative is that of the hull's edges.
+
+Sums of work over an edge are those of its layers' own work, not differences of X_m: a first layer with a billionth of the work would be lost
+in rounding, and its clock with it.
 
 Departures: the lemma, its proof, the form of the energy and static power are ours; the paper's closed forms were not found.
 """
@@ -44,15 +48,17 @@ class Tasks:
 
     Attributes:
         arrived: bytes that must have arrived before a layer can start: all layers up to it; or the whole model, to download first.
-        work_left, fixed_left: s, as above.
+        work, fixed, work_left, fixed_left: s, as above.
         total_bytes: of the model.
         deadline: s.
         budget: energy, J.
         power, static_power, receive_power: W.
-        lowest: clock allowed and sensible, in [0, 1].
+        lowest: clock allowed and sensible, in (0, 1].
     """
 
     arrived: Layers
+    work: Layers
+    fixed: Layers
     work_left: Layers
     fixed_left: Layers
     total_bytes: Vector
@@ -68,8 +74,8 @@ class Tasks:
         return Tasks(**{field.name: getattr(self, field.name)[..., chosen] for field in fields(self)})
 
     def headroom(self, pace: Vector) -> Layers:
-        """Return H_m, in s."""
-        return np.asarray(self.deadline - self.fixed_left - pace * self.arrived)
+        """Return H_m, in s, at a pace at which the full clock meets the deadline: at least X_m, whatever rounding does."""
+        return np.maximum(self.deadline - self.fixed_left - pace * self.arrived, self.work_left)
 
     def energy_beside(self, pace: Vector) -> Vector:
         """Return the energy in J that no clock changes: of receiving, and static while a layer does what no clock shortens."""
@@ -155,43 +161,49 @@ class FullClock(Clocks):
         return np.ones_like(tasks.work_left)
 
 
-def lower_hull(across: Layers, up: Layers) -> Int[ndarray, "vertex problem"]:
+def lower_hull(steps: Layers, up: Layers) -> tuple[Int[ndarray, "vertex problem"], Float[ndarray, "edge problem"]]:
     """Return the lower convex hull of the points (across, up) of all layers and of (0, 0), by gift wrapping.
+
+    ``across`` is the sum of the steps from a layer to the last. The distance between two points is summed up from the steps between them.
 
     A monotone chain needs a step per layer whatever the hull; this needs one per edge, and hulls of real models have few.
 
     Args:
-        across: at least 0 and not rising from a layer to the next.
+        steps: at least 0.
         up: at least 0 where ``across`` is 0.
 
     Returns:
         The layers that are vertices, from the origin, written as the number of layers, to one furthest across; then that again as padding.
+        And how far across each edge goes; 0 for padding.
     """
-    layers, problems = across.shape
-    vertices = [np.full(problems, layers)]
-    unfinished = np.flatnonzero(across[0] > 0)  # problems whose hull does not yet end
-    x, y = across[:, unfinished], up[:, unfinished]
-    x0, y0 = np.zeros(unfinished.size), np.zeros(unfinished.size)
+    layers, problems = steps.shape
+    vertices, lengths = [np.full(problems, layers)], []
+    unfinished = np.flatnonzero((steps > 0).any(0))  # problems whose hull does not yet end
+    step, y, y0 = steps[:, unfinished], up[:, unfinished], np.zeros(unfinished.size)
+    vertex, furthest = vertices[0][unfinished], (step > 0).argmax(0)
     while unfinished.size:
-        nearest = int(vertices[-1][unfinished].max())
-        right = x[:nearest] - x0
+        nearest = int(vertex.max())
+        between = np.where(np.arange(nearest)[:, None] < vertex, step[:nearest], 0)
+        right = np.cumsum(between[::-1], axis=0)[::-1]
         slope = np.divide(y[:nearest] - y0, right, out=np.full_like(right, np.inf), where=right > 0)
-        following = slope.argmin(0)  # of equals the furthest
+        vertex = slope.argmin(0)  # of equals the furthest
         vertices.append(vertices[-1].copy())
-        vertices[-1][unfinished] = following
-        x0, y0 = (np.take_along_axis(each, following[None], axis=0)[0] for each in (x, y))
-        going_on = np.flatnonzero(x0 < x[0])
+        vertices[-1][unfinished] = vertex
+        lengths.append(np.zeros(problems))
+        lengths[-1][unfinished] = np.take_along_axis(right, vertex[None], axis=0)[0]
+        y0 = np.take_along_axis(y, vertex[None], axis=0)[0]
+        going_on = np.flatnonzero(vertex > furthest)
         if going_on.size < unfinished.size:
-            unfinished, x, y, x0, y0 = unfinished[going_on], x[:, going_on], y[:, going_on], x0[going_on], y0[going_on]
-    return np.stack(vertices)
+            unfinished, step, y = unfinished[going_on], step[:, going_on], y[:, going_on]
+            vertex, furthest, y0 = vertex[going_on], furthest[going_on], y0[going_on]
+    return np.stack(vertices), np.array(lengths).reshape(len(lengths), problems)
 
 
 def _edges(tasks: Tasks, pace: Vector) -> tuple[Int[ndarray, "vertex problem"], Layers, Layers]:
     """Return the hull's vertices, and each edge's work and clock (0 for padding)."""
     headroom = tasks.headroom(pace)
-    vertices = lower_hull(tasks.work_left, headroom)
-    work, time = (np.diff(_at(each, vertices), axis=0) for each in (tasks.work_left, headroom))
-    return vertices, work, _ratio(work, time)
+    vertices, work = lower_hull(tasks.work, headroom)
+    return vertices, work, _ratio(work, np.diff(_at(headroom, vertices), axis=0))
 
 
 def _at(points: Layers, vertices: Int[ndarray, "vertex problem"]) -> Float[ndarray, "vertex problem"]:
@@ -202,8 +214,9 @@ def _at(points: Layers, vertices: Int[ndarray, "vertex problem"]) -> Float[ndarr
 
 
 def _ratio(work: Layers, time: Layers) -> Layers:
-    """Return the clocks that do some work in some time; 0 without work."""
-    clocks: Layers = np.divide(work, time, out=np.zeros_like(work), where=work > 0)
+    """Return the clocks that do some work in some time: 0 without work, infinite without time."""
+    clocks: Layers = np.divide(work, time, out=np.full_like(work, np.inf), where=time > 0)
+    clocks[work == 0] = 0
     return clocks
 
 

@@ -25,7 +25,7 @@ class LayerGroup:
     """Weights that are touched together, and what is computed from then until the next ones are.
 
     Attributes:
-        name: of the module that owns them.
+        name: of the module that owns them; ``model`` for the whole model's own.
         tensors: their names, in the order in which they are touched.
         bytes: of these tensors.
         flops: floating-point operations per sample (a multiplication and an addition are two); None where not traced.
@@ -104,7 +104,7 @@ def layer_groups(touches: Sequence[tuple[str, float]], num_bytes: Mapping[str, i
         if not name:
             continue
         owner, flops = name.rpartition(".")[0], None if batch is None else (ended - began) / batch
-        one = LayerGroup(name=owner or name, tensors=(name,), bytes=num_bytes[name], flops=flops)
+        one = LayerGroup(name=owner or "model", tensors=(name,), bytes=num_bytes[name], flops=flops)
         if groups and groups[-1].name == one.name:
             groups[-1] = _joined(groups[-1], one)
         else:

@@ -163,8 +163,8 @@ def _bits_per_s(scenario: Scenario, user: Receiver, share: float) -> float:
     """Return the rate of the user's share: linear in it, or, at one power per user, with an SNR that is better in a smaller share."""
     if not user.fixed_power:
         return share * scenario.bandwidth_hz * user.spectral_efficiency
-    snr_over_all = 2**user.spectral_efficiency - 1
-    return share * scenario.bandwidth_hz * math.log2(1 + snr_over_all / share)
+    snr_over_all = math.expm1(user.spectral_efficiency * math.log(2))  # exact for bad links too, whose SNR is lost beside 1
+    return share * scenario.bandwidth_hz * math.log1p(snr_over_all / share) / math.log(2)
 
 
 def _busy_s(user: Receiver, model: ModelProfile, layer: int, allocation: Allocation) -> float:

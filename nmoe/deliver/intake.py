@@ -11,7 +11,7 @@ from nmoe.core.files import write_bytes
 from nmoe.deliver.cache import find_whole, open_complete, open_entry, url_folder
 from nmoe.deliver.card import DeliveryCard, card_url, fit_card, parse_card
 from nmoe.deliver.delivery import Delivery
-from nmoe.deliver.layout import Layout, TensorPlace, check_index, parse_index, parse_layout, read_head
+from nmoe.deliver.layout import Layout, TensorPlace, check_index, parse_index, read_layout
 from nmoe.deliver.mapped import MappedFile
 from nmoe.deliver.remote import RemoteModel, file_name, is_index
 from nmoe.deliver.supply import FetchedFile, Supplier
@@ -107,15 +107,15 @@ def kept_files(folder: Path, url: str, sha256: str) -> list[tuple[Path, Layout]]
     """
     if not is_index(url):
         entry = open_complete(folder, url, sha256)
-        return [(entry.path, _layout(entry.path))]
+        return [(entry.path, read_layout(entry.path, entry.version.bytes))]
     index = url_folder(folder, url) / "index.json"
     if not index.is_file():
         raise BadFile(f"{url} is not in the cache {folder}, and the server is not to be asked")
     shards = parse_index(index.read_bytes(), name=file_name(url))
-    paths = {name: open_complete(folder, urljoin(url, quote(name)), "").path for name in sorted(set(shards.values()))}
-    layouts = {name: _layout(path) for name, path in paths.items()}
+    entries = {name: open_complete(folder, urljoin(url, quote(name)), "") for name in sorted(set(shards.values()))}
+    layouts = {name: read_layout(entry.path, entry.version.bytes) for name, entry in entries.items()}
     check_index(shards, layouts, name=file_name(url))
-    return [(paths[name], layouts[name]) for name in paths]
+    return [(entries[name].path, layouts[name]) for name in entries]
 
 
 def take_in(remote: RemoteModel, told: Told, folder: Path, url: str, *, patience_s: float) -> Intake:
@@ -135,10 +135,10 @@ def take_in(remote: RemoteModel, told: Told, folder: Path, url: str, *, patience
                 coming.append(number)
                 file = FetchedFile(name=part.name, layout=part.layout, head=part.head, entry=entry, sha256=told.asked_sha256)
                 intake.files.append(file)
-                intake.cached.append(entry.begin(part.head))
+                intake.cached.append(entry.begin(part.head, part.layout))
             pages = MappedFile(entry.path, part.layout)
             intake.places.update({place.name: (pages, place) for place in part.layout.tensors})
-            intake.paths.append(entry.folder / "file.safetensors")
+            intake.paths.append(entry.folder / "whole")
     except BaseException:
         for file in intake.files:
             file.entry.close()
@@ -156,8 +156,3 @@ def mapped_places(files: Sequence[tuple[Path, Layout]]) -> dict[str, tuple[Mappe
         pages = MappedFile(path, layout)
         places.update({place.name: (pages, place) for place in layout.tensors})
     return places
-
-
-def _layout(path: Path) -> Layout:
-    head, file_bytes = read_head(path)
-    return parse_layout(head, file_bytes, name=path.name)

@@ -8,8 +8,10 @@ Source: the format's specification, https://github.com/huggingface/safetensors (
 
 import json
 import math
+import mmap
 import re
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from nmoe.core.errors import BadFile
 
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000
+PAGE_BYTES, ALIGNED_BYTES = mmap.PAGESIZE, 64
 MAX_DIMENSIONS, MAX_DIMENSION = 64, 1 << 62
 
 DTYPES: dict[str, torch.dtype] = {
@@ -76,6 +79,38 @@ class Layout:
     tensors: tuple[TensorPlace, ...]
 
 
+class Arrangement:
+    """How a file's bytes are kept: the head, then each tensor where memory can be mapped and computed on as it is.
+
+    Tensors of a page or more begin on a page, smaller ones at a multiple of 64 bytes: matrix products differ in their last bits with the
+    alignment of weights, and a model that is loaded as usual has them aligned.
+
+    Args:
+        layout: of the file.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self.bytes = layout.data_start
+        self._starts, self._positions = [0], [0]  # of parts: in the file, rising; and where they are kept
+        self._file_bytes = layout.file_bytes
+        for place in layout.tensors:
+            num_bytes = place.end - place.start
+            if num_bytes:
+                step = PAGE_BYTES if num_bytes >= PAGE_BYTES else ALIGNED_BYTES
+                self.bytes = -(-self.bytes // step) * step
+                self._starts.append(place.start)
+                self._positions.append(self.bytes)
+                self.bytes += num_bytes
+
+    def spans(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Yield position and length, where they are kept, of the file's bytes from start to end."""
+        part = bisect_right(self._starts, start) - 1
+        while start < end:
+            until = min(end, self._starts[part + 1] if part + 1 < len(self._starts) else self._file_bytes)
+            yield self._positions[part] + start - self._starts[part], until - start
+            start, part = until, part + 1
+
+
 def data_start(prefix: bytes, file_bytes: int, *, name: str) -> int:
     """Return where a file's data begins, which is how many bytes ``parse_layout`` wants.
 
@@ -130,19 +165,23 @@ def parse_layout(head: bytes, file_bytes: int, *, name: str) -> Layout:
     return Layout(file_bytes=file_bytes, data_start=start, tensors=tuple(places))
 
 
-def read_head(path: Path) -> tuple[bytes, int]:
-    """Return the bytes before a file's data, and the length of the file.
+def read_layout(path: Path, file_bytes: int | None = None) -> Layout:
+    """Return the layout of a file on this machine.
+
+    Args:
+        path: the file, or one that begins as it does.
+        file_bytes: length of the file, if this is not the file itself.
 
     Raises:
         BadFile: when it is missing or not a safetensors file.
     """
     try:
         with path.open("rb") as file:
-            file_bytes, prefix = path.stat().st_size, file.read(LENGTH_BYTES)
-            head = prefix + file.read(data_start(prefix, file_bytes, name=path.name) - LENGTH_BYTES)
+            whole_bytes, prefix = file_bytes or path.stat().st_size, file.read(LENGTH_BYTES)
+            head = prefix + file.read(data_start(prefix, whole_bytes, name=path.name) - LENGTH_BYTES)
     except OSError as error:
         raise BadFile(f"cannot read {path}: {error.strerror}") from error
-    return head, file_bytes
+    return parse_layout(head, whole_bytes, name=path.name)
 
 
 def parse_index(data: bytes, *, name: str) -> dict[str, str]:

@@ -12,7 +12,7 @@ from nmoe.core.files import sha256, write_bytes
 from nmoe.deliver.arriving import weight_slots
 from nmoe.deliver.card import CARD_FORMAT, CARD_SUFFIX, CardFile, CardTensor, DeliveryCard
 from nmoe.deliver.execution import Inputs, batch_of, call_arguments, layer_groups, trace_touches, traceable_copy
-from nmoe.deliver.layout import Layout, TensorPlace, check_index, parse_index, parse_layout, read_head
+from nmoe.deliver.layout import Layout, TensorPlace, check_index, parse_index, read_layout
 from nmoe.deliver.matching import match_tensors
 
 
@@ -61,19 +61,14 @@ def pack(file: Path, model: nn.Module | None = None, example: Inputs | None = No
 def _read_layouts(file: Path) -> dict[Path, Layout]:
     """Return the layouts of a file, or of an index's shards, by path."""
     if not file.name.endswith(".index.json"):
-        return {file: _layout(file)}
+        return {file: read_layout(file)}
     try:
         shards = parse_index(file.read_bytes(), name=file.name)
     except OSError as error:
         raise BadFile(f"cannot read {file}: {error.strerror}") from error
-    layouts = {shard: _layout(file.with_name(shard)) for shard in sorted(set(shards.values()))}
+    layouts = {shard: read_layout(file.with_name(shard)) for shard in sorted(set(shards.values()))}
     check_index(shards, layouts, name=file.name)
     return {file.with_name(shard): layout for shard, layout in layouts.items()}
-
-
-def _layout(path: Path) -> Layout:
-    head, file_bytes = read_head(path)
-    return parse_layout(head, file_bytes, name=path.name)
 
 
 def _card_file(path: Path, layout: Layout) -> CardFile:

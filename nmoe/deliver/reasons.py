@@ -3,6 +3,7 @@
 import numpy as np
 
 from nmoe.deliver.bandwidth import finish_s
+from nmoe.deliver.baselines import WHOLE
 from nmoe.deliver.candidates import Candidates
 from nmoe.deliver.clocks import Clocks, Vector
 from nmoe.deliver.scenario import Scenario
@@ -32,17 +33,20 @@ def explain(scenario: Scenario, refused: Candidates, need: Vector, *, clocks: Cl
         place = int(refused.user[problem])
         user = scenario.users[place]
         model = user.models[refused.slot[problem]]
-        if need[problem] <= 1:
-            reason = f"not enough bandwidth: {model} needs a share of {need[problem]:.4g}, there is {left:.4g} for it"
+        if need[problem] <= WHOLE or finish[problem] <= user.deadline_s and energy[problem] <= user.energy_j:  # or but for rounding
+            needed, there = _apart(need[problem], left, digits=4)
+            reason = f"not enough bandwidth: {model} needs a share of {needed}, there is {there} for it"
         elif np.isfinite(energy[problem]):
-            reason = (
-                f"energy_j {user.energy_j:g} is too small: with all of the bandwidth, {model} would take {energy[problem]:.6g} J "
-                "to meet the deadline"
-            )
+            taken, allowed = _apart(energy[problem], user.energy_j)
+            reason = f"energy_j {allowed} is too small: with all of the bandwidth, {model} would take {taken} J to meet the deadline"
         else:
-            reason = (
-                f"deadline_s {user.deadline_s:g} is too short: with all of the bandwidth and at full clock, {model} would end after "
-                f"{finish[problem]:.6g} s"
-            )
+            end, deadline = _apart(finish[problem], user.deadline_s)
+            reason = f"deadline_s {deadline} is too short: with all of the bandwidth and at full clock, {model} would end after {end} s"
         reasons.setdefault(place, reason)
     return reasons
+
+
+def _apart(number: float, other: float, *, digits: int = 6) -> tuple[str, str]:
+    """Return two numbers as text, with as many digits as it takes to tell them apart, but at least some."""
+    texts = f"{number:.{digits}g}", f"{other:.{digits}g}"
+    return texts if texts[0] != texts[1] or digits == 17 else _apart(number, other, digits=digits + 1)

@@ -1,7 +1,7 @@
 """Scenario: the models, the users and the bandwidth that a delivery is planned for, from code or from a TOML file.
 
 Symbols as in ``nmoe.deliver.allocate``, which has the card. Everything is checked where it is made, so that the planner need not: an error
-names the user or model, the field, and what came.
+names the user or model, the field, and what came. A number that is neither 0 nor infinite lies within 1e-30 and 1e30, but for weights.
 """
 
 import math
@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from nmoe.core.errors import BadFile
+
+LEAST, MOST = 1e-30, 1e30  # beyond any quantity; within, no sum, product or cube in the planner is lost
+MOST_EFFICIENCY = 100.0  # bit/s/Hz, an SNR of 300 dB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +59,7 @@ class Receiver:
 
     Attributes:
         id: unique in a scenario.
-        spectral_efficiency: of the link over the whole band, in bit/s/Hz, above 0.
+        spectral_efficiency: of the link over the whole band, in bit/s/Hz, above 0 and at most 100.
         deadline_s: from the start of the download to the end of inference, above 0.
         energy_j: the most that computing (and receiving) may take, above 0; infinite for no limit.
         batch: samples of the task, at least 1.
@@ -95,8 +98,11 @@ class Receiver:
         """
         owner = f"user {self.id!r}"
         _check_name(owner, "id", self.id)
-        for field in ("spectral_efficiency", "deadline_s", "device_flops", "power_w", "weight"):
+        for field in ("spectral_efficiency", "deadline_s", "device_flops", "power_w"):
             _check_number(owner, field, getattr(self, field))
+        if self.spectral_efficiency > MOST_EFFICIENCY:
+            raise ValueError(f"{owner}: spectral_efficiency must be at most {MOST_EFFICIENCY:g} bit/s/Hz, got {self.spectral_efficiency:g}")
+        _check_number(owner, "weight", self.weight, bounded=False)
         _check_number(owner, "energy_j", self.energy_j, infinite=True)
         for field in ("layer_overhead_s", "min_clock", "static_power_w", "receive_power_w"):
             _check_number(owner, field, getattr(self, field), zero=True)
@@ -155,7 +161,7 @@ def read_scenario(path: Path) -> Scenario:
         ValueError: when a field is missing, unknown or out of its range; names the user or model and the field.
     """
     try:
-        tables = tomllib.loads(path.read_text("utf-8"))
+        tables = tomllib.loads(path.read_text("utf-8-sig"))
     except OSError as error:
         raise BadFile(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
@@ -201,8 +207,8 @@ def parse_receiver(table: Mapping[str, Any]) -> Receiver:
     return Receiver(**{**table, "models": _listed(owner, table, "models")})
 
 
-def _check_number(owner: str, field: str, value: Any, *, zero: bool = False, infinite: bool = False) -> None:
-    """Raise ValueError unless the value is a number above 0 (or 0), and finite (or not)."""
+def _check_number(owner: str, field: str, value: Any, *, zero: bool = False, infinite: bool = False, bounded: bool = True) -> None:
+    """Raise ValueError unless the value is a number above 0 (or 0), finite (or not), and of a size that can be worked with (or any)."""
     wanted = f"a number {'of at least' if zero else 'above'} 0"
     if isinstance(value, bool) or not isinstance(value, Real):
         raise ValueError(f"{owner}: {field} must be {wanted}, got {value!r}")
@@ -210,6 +216,8 @@ def _check_number(owner: str, field: str, value: Any, *, zero: bool = False, inf
     high_enough = number >= 0 if zero else number > 0  # False of NaN
     if not high_enough or (math.isinf(number) and not infinite):
         raise ValueError(f"{owner}: {field} must be {wanted}{'' if infinite else ' and finite'}, got {number:g}")
+    if bounded and number and math.isfinite(number) and not LEAST <= number <= MOST:
+        raise ValueError(f"{owner}: {field} must be within {LEAST:g} and {MOST:g}{' or 0' if zero else ''}, got {number:g}")
 
 
 def _as_float(value: Real) -> float:

@@ -45,10 +45,13 @@ def deliver_plan(
 
     Raises:
         BadFile: when the file cannot be read or is not TOML.
-        ValueError: when a field, the method or ``spare`` is not what is wanted.
+        ValueError: when a field, the method, ``spare`` or ``out`` is not what is wanted.
+        RuntimeError: as ``checked_plan``.
     """
     if spare not in ("keep", "share"):
         raise ValueError(f"spare must be keep or share, got {spare!r}")
+    if out is not None:
+        _check_folder(out)
     scenario = read_scenario(path)
     done: Spare = "share" if spare == "share" else "keep"
     found = checked_plan(scenario, method, spare=done, seed=seed)
@@ -70,11 +73,24 @@ def deliver_plan(
 def checked_plan(scenario: Scenario, method: str, *, spare: Spare, seed: int) -> Plan:
     """Return a plan that an independent simulation has found to hold.
 
+    Args:
+        scenario: models, users, bandwidth.
+        method: one of ``METHODS``.
+        spare: what is done with bandwidth that is left over; see ``plan``.
+        seed: of methods that draw, at least 0.
+
+    Returns:
+        The plan.
+
     Raises:
-        ValueError: when the method is unknown.
+        ValueError: when the method is unknown or the seed below 0.
+        RuntimeError: when the plan does not hold. That is no fault of the scenario's, but a bug of nmoe.
     """
     found = plan(scenario, method, spare=spare, generator=numpy_generator(seed, "deliver plan", method))
-    check_plan(scenario, found)
+    try:
+        check_plan(scenario, found)
+    except ValueError as error:
+        raise RuntimeError(f"the plan of {method} broke its own check, which is a bug of nmoe and not of the scenario: {error}") from error
     return found
 
 
@@ -89,3 +105,10 @@ def write_plan(scenario: Scenario, found: Plan, out: Path) -> None:
     for name, png in drawn.items():
         write_bytes(out / f"{name}.png", png)
     write_json(out / "plan.json", plan_record(found))
+
+
+def _check_folder(out: Path) -> None:
+    """Raise ValueError when a folder of that name cannot be made, for there is a file."""
+    for path in (out, *out.parents):
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"out: a folder wanted, {path} is a file")

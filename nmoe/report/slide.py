@@ -48,7 +48,8 @@ def slide_table(results: Mapping[str, Any]) -> Iterator[str]:
     yield (
         "The paper's values and settings are not known to this project: every number is its own. Plans use as little bandwidth and energy "
         "as deadlines allow. Latency is the mean of those served when the bandwidth that is left over is shared among them and their "
-        "devices run as fast as their energy lets them; a method that serves more serves harder users too."
+        "devices run as fast as their energy lets them. What overlapping saves is spent on more users first and on ending sooner only "
+        "with what is left over, so where bandwidth is short SLIDE ends about as late as download, then infer."
     )
     yield from _short(results)
     for setting, curves in results["curves"].items():

@@ -7,7 +7,7 @@ import re
 import socket
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -79,6 +79,10 @@ class _FaultyHandler(BaseHTTPRequestHandler):
     def log_message(self, format, *args):
         pass
 
+    def handle(self):
+        with suppress(ConnectionError):  # a client that was killed, or has enough
+            super().handle()
+
     def do_GET(self):
         server = self.server.owner
         name = self.path.strip("/")
@@ -120,7 +124,7 @@ class _FaultyHandler(BaseHTTPRequestHandler):
                 self.connection.shutdown(socket.SHUT_RDWR)
                 return
             portion = bytearray(server.files[name][at:stop])
-            for wrong in [wrong for wrong in server.wrong_bytes if at <= wrong < stop]:
+            for wrong in {wrong for wrong in server.wrong_bytes if at <= wrong < stop}:
                 server.wrong_bytes.remove(wrong)
                 portion[wrong - at] ^= 1
             try:

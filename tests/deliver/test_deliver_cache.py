@@ -6,22 +6,31 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from safetensors.torch import save
 
 from nmoe.core.errors import BadFile
 from nmoe.deliver.cache import CacheFailure, FileVersion, find_whole, open_complete, open_entry
+from nmoe.deliver.layout import Layout, TensorPlace, data_start, parse_layout
+from nmoe.deliver.mapped import MappedFile
 
-HEAD, DATA = b"h" * 10, bytes(range(90))
+FILE = save({"a": torch.arange(40, dtype=torch.uint8), "b": torch.ones(5000, dtype=torch.uint8)})
+START = data_start(FILE, len(FILE), name="f")
+HEAD, LAYOUT = FILE[:START], parse_layout(FILE[:START], len(FILE), name="f")
+SHA256 = hashlib.sha256(FILE).hexdigest()
+A, B = [(place.start, place.end) for place in sorted(LAYOUT.tensors, key=lambda place: place.name)]
 
 
 def version(**changes):
-    facts = {"url": "http://h/f", "bytes": 100, "validator": "one", "head_sha256": hashlib.sha256(HEAD).hexdigest()}
+    facts = {"url": "http://h/f", "bytes": len(FILE), "validator": "one", "head_sha256": hashlib.sha256(HEAD).hexdigest()}
     return FileVersion(**{**facts, **changes})
 
 
-def fill(entry, data=DATA):
-    entry.begin(HEAD)
-    entry.write(10, data)
-    entry.record(10, 100, hashlib.sha256(data).hexdigest())
+def fill(entry):
+    entry.begin(HEAD, LAYOUT)
+    for start, end in (A, B):
+        entry.write(start, FILE[start:end])
+        entry.record(start, end, hashlib.sha256(FILE[start:end]).hexdigest())
     entry.finish()
 
 
@@ -29,7 +38,11 @@ def test_a_file_is_whole_after_it_has_been_finished(tmp_path):
     assert find_whole(tmp_path, version()) is None
     entry = open_entry(tmp_path, version(), patience_s=1)
     fill(entry)
-    assert entry.path.read_bytes() == HEAD + DATA
+    pages = MappedFile(entry.path, LAYOUT)
+    for place in LAYOUT.tensors:
+        tensor = pages.tensor(place)
+        assert tensor.numpy().tobytes() == FILE[place.start : place.end]
+        assert tensor.data_ptr() % 64 == 0
     again = open_entry(tmp_path, version(), patience_s=1)
     assert again.complete
     assert again.path == entry.path == find_whole(tmp_path, version()).path == open_complete(tmp_path, "http://h/f", "").path
@@ -37,40 +50,40 @@ def test_a_file_is_whole_after_it_has_been_finished(tmp_path):
 
 def test_what_was_begun_is_taken_up_and_a_torn_line_is_passed_over(tmp_path):
     entry = open_entry(tmp_path, version(), patience_s=1)
-    assert entry.begin(HEAD) == {}
-    entry.write(10, DATA[:40])
-    entry.record(10, 50, "a")
-    entry.record(50, 60, "b")
-    entry.record(50, 60, None)
+    assert entry.begin(HEAD, LAYOUT) == {}
+    entry.write(A[0], FILE[slice(*A)])
+    entry.record(*A, "a")
+    entry.record(*B, "b")
+    entry.record(*B, None)
     entry.close()
     with (entry.folder / "journal").open("ab") as journal:
         journal.write(b'\n[1]\n"x"\n[60, 70, "c')
     entry = open_entry(tmp_path, version(), patience_s=1)
-    assert entry.begin(HEAD) == {(10, 50): "a"}
-    assert entry.digest(10, 50) == hashlib.sha256(DATA[:40]).hexdigest()
+    assert entry.begin(HEAD, LAYOUT) == {A: "a"}
+    assert entry.digest(*A) == hashlib.sha256(FILE[slice(*A)]).hexdigest()
+    assert entry.digest(0, A[0] if A < B else B[0]) == hashlib.sha256(HEAD).hexdigest()
     entry.close()
 
 
-@pytest.mark.parametrize("change", [{"validator": "two"}, {"bytes": 101}, {"head_sha256": "0"}, {"validator": ""}])
+@pytest.mark.parametrize("change", [{"validator": "two"}, {"bytes": len(FILE) + 1}, {"head_sha256": "0"}, {"validator": ""}])
 def test_another_version_begins_anew(tmp_path, change):
     fill(open_entry(tmp_path, version(), patience_s=1))
     entry = open_entry(tmp_path, version(**change), patience_s=1)
     assert not entry.complete
-    assert entry.begin(HEAD) == {}
+    assert entry.begin(HEAD, LAYOUT) == {}
     entry.close()
 
 
 def test_equal_hashes_count_more_than_what_the_server_says(tmp_path):
-    sha256 = hashlib.sha256(HEAD + DATA).hexdigest()
-    fill(open_entry(tmp_path, version(sha256=sha256), patience_s=1))
-    assert find_whole(tmp_path, version(sha256=sha256, validator="two"))
+    fill(open_entry(tmp_path, version(sha256=SHA256), patience_s=1))
+    assert find_whole(tmp_path, version(sha256=SHA256, validator="two"))
     assert not find_whole(tmp_path, version(sha256="0" * 64))
 
 
 def test_a_hash_that_nobody_knew_is_checked_when_it_is_asked_for(tmp_path):
     fill(open_entry(tmp_path, version(), patience_s=1))
-    assert find_whole(tmp_path, version(sha256=hashlib.sha256(HEAD + DATA).hexdigest()))
-    assert open_complete(tmp_path, "http://h/f", hashlib.sha256(HEAD + DATA).hexdigest())
+    assert find_whole(tmp_path, version(sha256=SHA256))
+    assert open_complete(tmp_path, "http://h/f", SHA256)
     with pytest.raises(BadFile, match="SHA-256"):
         open_complete(tmp_path, "http://h/f", "0" * 64)
 
@@ -81,7 +94,7 @@ def test_a_whole_file_that_was_touched_is_checked_piece_by_piece(tmp_path):
     os.utime(entry.path, ns=(1, 1))
     again = open_entry(tmp_path, version(), patience_s=1)
     assert not again.complete
-    assert again.begin(HEAD) == {(10, 100): hashlib.sha256(DATA).hexdigest()}
+    assert again.begin(HEAD, LAYOUT) == {span: hashlib.sha256(FILE[slice(*span)]).hexdigest() for span in (A, B)}
     again.close()
 
 
@@ -110,17 +123,18 @@ def test_only_one_process_downloads_a_file(tmp_path):
 
 
 def test_a_full_disk_is_said_before_anything_is_fetched(tmp_path):
-    entry = open_entry(tmp_path, version(bytes=1 << 60), patience_s=1)
+    entry = open_entry(tmp_path, version(), patience_s=1)
+    huge = TensorPlace(name="a", dtype=torch.uint8, shape=(1 << 60,), start=START, end=START + (1 << 60))
     with pytest.raises(CacheFailure, match="no room"):
-        entry.begin(HEAD)
+        entry.begin(HEAD, Layout(file_bytes=huge.end, data_start=START, tensors=(huge,)))
     entry.close()
 
 
 def test_what_proved_wrong_is_thrown_away(tmp_path):
     entry = open_entry(tmp_path, version(), patience_s=1)
-    entry.begin(HEAD)
-    entry.record(10, 20, "a")
+    entry.begin(HEAD, LAYOUT)
+    entry.record(*A, "a")
     entry.discard()
     entry = open_entry(tmp_path, version(), patience_s=1)
-    assert entry.begin(HEAD) == {}
+    assert entry.begin(HEAD, LAYOUT) == {}
     entry.close()

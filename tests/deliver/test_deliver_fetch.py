@@ -102,7 +102,7 @@ def test_a_refusal_that_passes_is_waited_out_and_one_that_does_not_is_an_error(s
     server.breaks, server.refusals = [MIDDLE], [503, 404]
     assert torch.equal(stream()(X), WANTED)
     server.breaks, server.refusals = [MIDDLE], [404] * 100
-    with pytest.raises(DeliveryError, match=f"at byte {MIDDLE}.*answers 404"):
+    with pytest.raises(DeliveryError, match=r"gave up on .* answers 404"):
         stream(cache_dir=tmp_path / "other")(X)
 
 
@@ -133,10 +133,10 @@ def test_a_server_without_range_sends_the_file_once_in_its_order(server, stream)
 
 
 def test_a_server_without_range_is_read_again_when_it_breaks(server, stream):
-    server.ranges, server.breaks = False, [MIDDLE]
+    server.ranges, server.breaks = False, [MIDDLE] * 2  # the first request, for the header, may take one of them
     model = stream()
     assert torch.equal(model(X), WANTED)
-    assert len(server.requests) == 3
+    assert len(server.requests) in (3, 4)
     server.breaks = [MIDDLE] * 1000
     with pytest.raises(DeliveryError, match=f"at byte {MIDDLE}"):
         stream(cache_dir=delivery_of(model).paths[0].parent / "other")(X)
@@ -148,7 +148,7 @@ def test_a_changed_file_is_an_error_and_begins_anew_the_next_time(server, stream
     model[0](X)
     server.etag = "two"
     server.released.set()
-    with pytest.raises(FileChanged, match='has changed since its download began.*"one".*"two"'):
+    with pytest.raises(FileChanged, match=r'has changed since its download began.*"one".*"two"'):
         model(X)
     other = {name: 2 * tensor for name, tensor in WHOLE.state_dict().items()}
     server.files[NAME], server.breaks, server.sent_bytes = save(other), [], 0
@@ -175,7 +175,7 @@ def test_a_wrong_byte_is_fetched_again_where_the_card_has_hashes(server, stream,
     assert len(delivery_of(model).notices) == 2
     assert "tensor 3.weight" in delivery_of(model).notices[0]
     server.wrong_bytes = [MIDDLE] * 100
-    with pytest.raises(BadFile, match="tensor 3.weight .* fetched 3 times"):
+    with pytest.raises(BadFile, match=r"tensor 3.weight .* fetched 3 times"):
         stream(card=card, cache_dir=tmp_path / "other")(X)
 
 
@@ -204,10 +204,10 @@ from pathlib import Path
 from torch import nn
 from nmoe.deliver.stream import stream_model
 build = lambda: nn.Sequential(*(nn.Linear({width}, {width}, bias=False) for _ in range({layers})))
-model = stream_model(build, sys.argv[1], cache_dir=Path(sys.argv[2]), card=False)
-model[2](torch.zeros(1, {width}))
-print("two layers", flush=True)
-model[5](torch.zeros(1, {width}))
+model = stream_model(build, sys.argv[1], cache_dir=Path(sys.argv[2]), card=False, connections=1)
+model[:3](torch.zeros(1, {width}))
+print("three layers", flush=True)
+model[3](torch.zeros(1, {width}))
 """
 
 
@@ -216,7 +216,7 @@ def kill_in_the_middle(server, folder):
     server.holds = [MIDDLE]
     code = KILLED.format(width=WIDTH, layers=LAYERS)
     with subprocess.Popen([sys.executable, "-c", code, f"{server.url}/{NAME}", str(folder)], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "two layers\n"
+        assert process.stdout.readline() == "three layers\n"
         os.kill(process.pid, signal.SIGKILL)
     server.released.set()
     server.requests.clear()
@@ -236,27 +236,25 @@ def test_after_a_kill_nothing_that_was_there_is_fetched_again(server, stream, tm
 
 def test_a_damaged_piece_in_the_cache_is_fetched_again(server, stream, tmp_path):
     kill_in_the_middle(server, tmp_path / "cache")
-    part = next((tmp_path / "cache").rglob("part.safetensors"))
+    part = next((tmp_path / "cache").rglob("part"))
     data = bytearray(part.read_bytes())
     data[len(FILE) - 5 * LAYER_BYTES + 7] ^= 1  # in layer 1
     part.write_bytes(data)
     model = stream()
     assert torch.equal(model(X), WANTED)
     assert "in the cache are damaged: fetched again" in delivery_of(model).notices[0]
-    assert delivery_of(model).progress().fetched_bytes >= 4 * LAYER_BYTES
+    delivery_of(model).wait()
+    assert delivery_of(model).progress().fetched_bytes == 4 * LAYER_BYTES
 
 
 def test_two_sources_share_the_work(server, stream, faulty_server):
     other = faulty_server()
     other.files[NAME], other.etag = FILE, "its own"
-    server.holds = [len(FILE) - 5 * LAYER_BYTES]  # the first source gives its first layer, and no more for now
+    server.holds = [len(FILE) - layer * LAYER_BYTES for layer in range(1, LAYERS)]  # the first source gives one layer, and no more for now
     model = stream(sources=[f"{other.url}/{NAME}"], stall_timeout_s=20.0, deadline_s=20.0)
-    for number in range(1, LAYERS - 1):
-        try_again_s = time.monotonic() + 20
-        while (
-            f"{number}.weight" not in delivery_of(model).arrived_s and other.sent_bytes < 3 * LAYER_BYTES and time.monotonic() < try_again_s
-        ):
-            time.sleep(0.01)
+    until_s = time.monotonic() + 20
+    while other.sent_bytes < 3 * LAYER_BYTES and time.monotonic() < until_s:
+        time.sleep(0.01)
     server.released.set()
     assert torch.equal(model(X), WANTED)
     assert other.sent_bytes >= 3 * LAYER_BYTES

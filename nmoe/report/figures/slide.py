@@ -1,6 +1,7 @@
 """SLIDE against the other ways to deliver models: users served, latency, what overlap saves, and how much bandwidth users need."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ LATENCY_OF = ("slide", "dai", "dai-overlapped")
 NOTES = {
     "served": "Bands: one standard deviation over the seeds, drawn for SLIDE and for download, then infer, only.",
     "latency_s": (
-        "SLIDE's mean is over its own users: more of them, harder ones too. The other two are of the same users and shares.\n"
+        "What overlap saves, SLIDE spends on more users first, then on time. The other two have the same users.\n"
         "Bands: one standard deviation over the seeds."
     ),
 }
@@ -67,7 +68,8 @@ def sweeps_figure(results: Mapping[str, Any], setting: str, metric: str) -> Figu
     last = panels.flat[len(SWEEP_WORDS)]
     last.set_axis_off()
     labelled = {label: line for panel in panels.flat for line, label in zip(*panel.get_legend_handles_labels(), strict=True)}
-    last.legend(labelled.values(), labelled.keys(), loc="center left", fontsize=7.2, handlelength=2.4)
+    labels = [textwrap.fill(label, 37, break_on_hyphens=False) for label in labelled]
+    last.legend(labelled.values(), labels, loc="center left", fontsize=7.2, handlelength=2.4)
     figure.supxlabel(NOTES[metric], x=0.01, ha="left", fontsize=6.8)
     return figure
 
@@ -76,8 +78,11 @@ def _curve(panel: Axes, method: str, curve: Mapping[str, float], spread: Mapping
     colour, line, marker = LOOKS[method]
     points = sorted((float(value), mean, spread[value]) for value, mean in curve.items())
     values, means, spreads = np.array(points).T
-    size = {"linewidth": 2.2, "markersize": 3.0, "zorder": 3.0} if method == "slide" else {"linewidth": 1.3, "markersize": 5.0}
-    panel.plot(values, means, linestyle=line, color=colour, marker=marker, label=METHOD_WORDS[method], **size)
+    (drawn,) = panel.plot(values, means, linestyle=line, color=colour, marker=marker, label=METHOD_WORDS[method])
+    if method == "slide":  # over all others, whose larger markers show where they are equal
+        drawn.set(linewidth=2.2, markersize=3, zorder=3)
+    else:
+        drawn.set(linewidth=1.3, markersize=5)
     if method in LATENCY_OF:
         panel.fill_between(values, means - spreads, means + spreads, color=colour, alpha=0.12, linewidth=0)
 
@@ -124,13 +129,13 @@ def overlap_figure(results: Mapping[str, Any]) -> Figure:
         colour, marker = MODEL_COLOURS[number % len(MODEL_COLOURS)], MODEL_MARKERS[number % len(MODEL_MARKERS)]
         axes.plot(ratios, cuts, linestyle="none", marker=marker, markersize=5, fillstyle="none", color=colour, label=name)
     ratios = np.geomspace(min(row["ratio"] for row in overlap), max(row["ratio"] for row in overlap), 101)
-    axes.plot(ratios, 100 * np.minimum(1, ratios) / (1 + ratios), color=INK, linestyle="--", linewidth=1, label="bound")
+    axes.plot(ratios, 100 * np.minimum(1, ratios) / (1 + ratios), color=INK, linestyle="--", linewidth=1, label="bound", zorder=1)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda value, _: _number(value))
     axes.xaxis.set_minor_formatter("")
     axes.set_xlabel("time to compute over time to download (log scale)")
     axes.set_ylabel("latency saved, %")
-    axes.set_ylim(0, 52)
+    axes.set_ylim(0, 55)
     axes.grid()
     figure.legend(loc="outside lower left", ncols=4, columnspacing=1.2, handlelength=1.8, fontsize=7.8)
     return figure
