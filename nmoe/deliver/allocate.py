@@ -219,6 +219,7 @@ def _serve(scenario: Scenario, chosen: Candidates, shares: Vector, clocks: Clock
     for place, slot, share, layers, finish_at, spent in rows:
         user = scenario.users[place]
         model = scenario.models[user.models[slot]]
+        finish_at = min(finish_at, user.deadline_s)  # what is over is rounding
         served[int(place)] = Allocation(
             id=user.id,
             served=True,
@@ -226,8 +227,8 @@ def _serve(scenario: Scenario, chosen: Candidates, shares: Vector, clocks: Clock
             bandwidth_share=share,
             clocks=tuple(layers[: len(model.layer_bytes)]),
             finish_s=finish_at,
-            energy_j=spent,
-            slack_s=max(user.deadline_s - finish_at, 0.0),  # below 0 by rounding only
+            energy_j=min(spent, user.energy_j),
+            slack_s=user.deadline_s - finish_at,
             reason="",
         )
     return served

@@ -63,7 +63,7 @@ def _from_config(path: Path, changes: Mapping[str, Any]) -> Callable[[], nn.Modu
     try:
         described = transformers.CONFIG_MAPPING[config["model_type"]].from_dict({**config, **changes})
         architecture = getattr(transformers, names[0])
-    except Exception as error:  # noqa: BLE001  # every configuration checks itself in its own way; its words are the reason
+    except Exception as error:  # every configuration checks itself in its own way; its words are the reason
         raise BadFile(f"{path} does not describe a model of transformers {transformers.__version__}: {error}") from error
     if not isinstance(architecture, type) or not issubclass(architecture, transformers.PreTrainedModel):
         raise BadFile(f"{path}: {names[0]} is not a model of transformers")

@@ -24,8 +24,8 @@ Lemma 3: it is least where the u_l follow the lower convex hull of the points (0
 z = 1/s, never below min_clock. Static power asks for at least z = (P0 / (2 eps))^(1/3) of every layer, which is one more lower limit.
 Along the pace the least energy is convex, and its derivative is that of the hull's edges.
 
-Sums of work over an edge are those of its layers' own work, not differences of X_m: a first layer with a billionth of the work would be lost
-in rounding, and its clock with it.
+The work of an edge is the sum of its layers' own work, not a difference of two X_m: that of a first layer with a billionth of all work
+would be lost in rounding, and its clock with it.
 
 Departures: the lemma, its proof, the form of the energy and static power are ours; the paper's closed forms were not found.
 """
@@ -75,7 +75,7 @@ class Tasks:
 
     def headroom(self, pace: Vector) -> Layers:
         """Return H_m, in s, at a pace at which the full clock meets the deadline: at least X_m, whatever rounding does."""
-        return np.maximum(self.deadline - self.fixed_left - pace * self.arrived, self.work_left)
+        return np.asarray(np.maximum(self.deadline - self.fixed_left - pace * self.arrived, self.work_left))
 
     def energy_beside(self, pace: Vector) -> Vector:
         """Return the energy in J that no clock changes: of receiving, and static while a layer does what no clock shortens."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
+import torch
 from torch import Tensor, nn
 
 from nmoe.deliver.fetch import Fetcher
@@ -104,7 +105,8 @@ class Delivery:
                 tensor = pages.tensor(place)
                 if isinstance(placeholder, nn.Parameter):
                     floats = tensor.is_floating_point() or tensor.is_complex()
-                    tensor = nn.Parameter(tensor, requires_grad=placeholder.requires_grad and floats)
+                    with torch.inference_mode(False):  # fit for autograd, whatever mode the caller is in
+                        tensor = nn.Parameter(tensor, requires_grad=placeholder.requires_grad and floats)
                 self._arrived[name] = tensor
             return self._arrived[name]
 

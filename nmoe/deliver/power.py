@@ -12,10 +12,11 @@ efficiency over the whole band, gamma its SNR there.
 | r | rate | byte/s |
 
 One power per Hz: the SNR does not depend on the share, 8 r = y B R. One power per user (fixed_power): all of it goes into the share,
-8 r = y B log2(1 + gamma / y). Then with s = 8 r ln 2 / (B gamma) the share is y = gamma / (w - 1), w = -(1/s) W(-s e^(-s)), W Lambert's
-function on branch -1; no share is enough unless s < 1.
+8 r = y B log2(1 + gamma / y). Then with s = 8 r ln 2 / (B gamma) the share is y = gamma / x, x > 0 the root of log(1 + x) = s x; no share
+is enough unless s < 1.
 
-Departures: the second law is ours.
+Departures: the second law is ours. The root is -(1/s) W(-s e^(-s)) - 1, W Lambert's function on branch -1; it is found by Newton's method,
+from above, for SciPy's W is wrong by half next to its branch point, which is where bad links are.
 """
 
 import numpy as np
@@ -25,7 +26,7 @@ from numpy import ndarray
 Values = Float[ndarray, " link"]
 Flags = Bool[ndarray, " link"]
 
-POLISH = 2  # steps of Newton's method after Lambert's function, which near its branch point (bad links) has half of the digits only
+STEPS = 8  # of Newton's method; 6 are enough for any link
 
 
 def rate_of_share(share: Values, *, bandwidth_hz: float, spectral_efficiency: Values, fixed_power: Flags) -> Values:
@@ -45,22 +46,15 @@ def share_of_rate(rate: Values, *, bandwidth_hz: float, spectral_efficiency: Val
 
 def _share_at_fixed_power(rate_per_hz: Values, spectral_efficiency: Values) -> Values:
     """Return the shares for rates in bit/s per Hz of the whole band, with one power per link."""
-    from scipy.special import lambertw  # 0.2 s, and few need it
-
     snr = _snr(spectral_efficiency)
     s = rate_per_hz * np.log(2) / snr
     shares: Values = np.full_like(s, np.inf)
     within = np.flatnonzero(s < 1)
-    snr, s, rate_per_hz = snr[within], s[within], rate_per_hz[within]
-    w: Values = -lambertw(-s * np.exp(-s), k=-1).real / s
-    share = np.divide(snr, w - 1, out=np.full_like(w, np.inf), where=w > 1)
-    for _ in range(POLISH):
-        finite = np.flatnonzero(np.isfinite(share))
-        y, ratio = share[finite], snr[finite] / share[finite]
-        slope = _log2_of_one_plus(ratio) - ratio / (1 + ratio) / np.log(2)
-        short = rate_per_hz[finite] - y * _log2_of_one_plus(ratio)
-        share[finite] = y + np.divide(short, slope, out=np.zeros_like(y), where=slope > 0)
-    shares[within] = share
+    s = s[within]
+    lowest, ratio = 2 * (1 - s) / s, (1 - s) * (1 + s) / s**2  # 2 x / (2 + x) <= log(1 + x) <= x / sqrt(1 + x)
+    for _ in range(STEPS):
+        ratio = np.maximum(ratio - (np.log1p(ratio) - s * ratio) / (1 / (1 + ratio) - s), lowest)
+    shares[within] = snr[within] / ratio
     return shares
 
 

@@ -33,7 +33,8 @@ def explain(scenario: Scenario, refused: Candidates, need: Vector, *, clocks: Cl
         place = int(refused.user[problem])
         user = scenario.users[place]
         model = user.models[refused.slot[problem]]
-        if need[problem] <= WHOLE or finish[problem] <= user.deadline_s and energy[problem] <= user.energy_j:  # or but for rounding
+        alone = finish[problem] <= user.deadline_s and energy[problem] <= user.energy_j  # could be served, but for rounding
+        if alone or need[problem] <= WHOLE:
             needed, there = _apart(need[problem], left, digits=4)
             reason = f"not enough bandwidth: {model} needs a share of {needed}, there is {there} for it"
         elif np.isfinite(energy[problem]):

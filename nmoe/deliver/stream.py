@@ -11,9 +11,11 @@ Source: G. Qu, T. Li, Q. Chen, X. Chen, S. Zhou, SLIDE (arXiv 2512.20946): layer
 | t_l | ``Delivery.needed_s`` of the group after it | s |
 
 Departures: the paper's system was not found; all of this is ours. A layer is not a unit here: a module waits for single tensors, at the
-moment its code touches them (``nmoe.deliver.arriving``), so that any module works unchanged and groups are as fine as the model allows. The
-model is built once, with its parameters on the meta device and everything else real, rather than wholly on the meta device: buffers that
-are not in the file have their values then. Tensors are pages of the file in the cache, and need no memory of their own.
+moment its code touches them (``nmoe.deliver.arriving``), so that any module works unchanged and groups are as fine as the model allows.
+The model is built once, with its parameters on the meta device and everything else real, rather than wholly on the meta device: buffers
+that are not in the file have their values then. Tensors are pages of the file in the cache, and need no memory of their own; the cache
+keeps them aligned as ``load_state_dict`` would, since matrix products differ in their last bits with the alignment of weights. The order
+is traced in a thread beside the download, which begins in the order of the module tree, and whatever is waited for goes first.
 """
 
 import weakref

@@ -81,6 +81,19 @@ def test_budgets_next_to_the_least_possible_one_come_to_an_end(draw_problem, clo
             assert np.isfinite(rates).all()
 
 
+@pytest.mark.parametrize("clock", [1e-1, 1e-3, 1e-5, 1e-7, 1e-9])
+def test_budgets_for_the_slowest_clocks_are_met_exactly(clock):
+    layers = {"arrived": 1e6, "work": 1.0, "fixed": 0.0, "work_left": 1.0, "fixed_left": 0.0}
+    others = {
+        "total_bytes": 1e6, "deadline": 2 / clock, "budget": 10 * clock**2, "power": 10.0, "static_power": 0.0, "receive_power": 0.0,
+        "lowest": 1e-12,
+    }  # fmt: skip
+    tasks = Tasks(
+        **{name: np.array([[value]]) for name, value in layers.items()}, **{name: np.array([value]) for name, value in others.items()}
+    )
+    np.testing.assert_allclose(least_rates(tasks, PerLayer()), 1e6 * clock, rtol=1e-12)  # half of the time for each
+
+
 def test_no_problems_have_no_rates(draw_problem):
     tasks: Tasks = candidates(draw_problem(np.random.default_rng(0)), whole=False).tasks.take(np.array([], dtype=int))
     assert least_rates(tasks, PerLayer()).shape == (0,)

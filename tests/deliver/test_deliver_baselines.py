@@ -11,6 +11,7 @@ INF = np.inf
 NEEDS = np.array([[0.5, 0.2, 0.3], [2.0, 0.1, INF], [3.0, INF, 4.0]])
 BYTES = np.array([[30.0, 10.0, 20.0], [30.0, 10.0, 0.0], [30.0, 10.0, 20.0]])
 ONES = np.ones(5)
+ADMISSIONS = [AscendingNeed(), RandomOrder(), EqualShares(), Heaviest()]
 NEED = np.array([0.5, 0.1, INF, 0.3, 0.15])
 
 
@@ -53,7 +54,7 @@ def test_heaviest_is_the_best_of_all_subsets():
         shares = Heaviest().admit(need, weight, generator=None)
         assert shares.sum() <= 1 + 1e-15
         subsets = itertools.product([0, 1], repeat=9)
-        best = max(weight @ subset for subset in subsets if np.cumsum(need[np.flatnonzero(subset)])[-1:].sum() <= 1)
+        best = max(weight @ subset for subset in subsets if np.cumsum(need[np.flatnonzero(subset)])[-1:].sum() <= 1 + 1e-12)
         assert weight[shares > 0].sum() == pytest.approx(best)
 
 
@@ -70,3 +71,26 @@ def test_heaviest_takes_one_heavy_user_over_two_light_ones():
 def test_rules_that_draw_want_a_generator(draw):
     with pytest.raises(ValueError, match="generator wanted"):
         draw()
+
+
+@pytest.mark.parametrize("rule", ADMISSIONS)
+@pytest.mark.parametrize("users", [1, 2, 3, 7, 10, 49, 100])
+def test_needs_that_are_just_all_of_the_bandwidth_fit(rule, users):
+    for factor, served in [(1.0, users), (1 + 1e-13, users), (1 - 1e-13, users)]:
+        shares = rule.admit(np.full(users, factor / users), np.ones(users), generator=np.random.default_rng(0))
+        assert (shares > 0).sum() == served
+        assert shares.sum() == pytest.approx(1, abs=1e-11)
+    assert (rule.admit(np.full(users, (1 + 1e-9) / users), np.ones(users), generator=np.random.default_rng(0)) > 0).sum() < users
+
+
+@pytest.mark.parametrize("largest", [True, False])
+def test_a_model_that_needs_just_all_of_the_bandwidth_can_be_had(largest):
+    needs, sizes = np.array([[1 + 1e-13, 2.0, 0.9]]), np.array([[30.0 if largest else 1.0, 40.0, 20.0]])
+    assert BySize(largest=largest).provide(needs, sizes, generator=None).tolist() == [0]
+
+
+@pytest.mark.parametrize("weights", [[1e300, 1e-300, 1e-300], [1.0, 1e-12, 1e-11], [1.0, 1.0, 1.0]])
+def test_heaviest_leaves_nobody_out_who_fits(weights):
+    assert Heaviest().admit(np.array([0.5, 0.25, 0.25]), np.array(weights), generator=None).tolist() == [0.5, 0.25, 0.25]
+    light = Heaviest().admit(np.array([0.5, 0.4, 0.3]), np.array(weights), generator=None) > 0
+    assert light.sum() == 2

@@ -25,10 +25,14 @@ def test_sums_over_layers_are_padded_with_layers_of_nothing():
     found = candidates(SCENARIO, whole=False)
     assert (found.user.tolist(), found.slot.tolist()) == ([0, 0, 1], [0, 1, 0])
     assert found.tasks.arrived.T.tolist() == [[4, 9, 15], [1, 3, 3], [1, 3, 3]]
+    assert found.tasks.work.T.tolist() == [[8, 10, 12], [2, 4, 0], [2, 4, 0]]
+    assert found.tasks.fixed.T.tolist() == [[0.5, 0.5, 0.5], [0.5, 0.5, 0], [0.5, 0.5, 0]]
     assert found.tasks.work_left.T.tolist() == [[30, 22, 12], [6, 4, 0], [6, 4, 0]]
     assert found.tasks.fixed_left.T.tolist() == [[1.5, 1, 0.5], [1, 0.5, 0], [1, 0.5, 0]]
     assert found.tasks.total_bytes.tolist() == [15, 3, 3]
-    assert found.tasks.lowest.tolist() == pytest.approx([0, 0, 0.5])  # the clock at which b takes the least energy, (1/8)^(1/3)
+    assert found.tasks.lowest.tolist() == pytest.approx(
+        [1e-12, 1e-12, 0.5]
+    )  # never 0; the clock at which b takes the least energy, (1/8)^(1/3)
 
 
 def test_download_first_needs_all_bytes_at_once():

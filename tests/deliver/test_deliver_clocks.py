@@ -23,6 +23,8 @@ def one(layer_bytes: list[float], work: list[float], **changed: float) -> Tasks:
     left = np.cumsum(work[::-1])[::-1][:, None]
     return Tasks(
         arrived=np.cumsum(layer_bytes)[:, None],
+        work=np.array(work)[:, None],
+        fixed=np.zeros_like(left),
         work_left=left,
         fixed_left=np.zeros_like(left),
         total_bytes=np.array([sum(layer_bytes)]),
@@ -46,8 +48,10 @@ def test_hull_is_convex_and_below_all_points_and_made_of_some(seed):
     steps = rng.exponential(1, (layers, problems)) * (rng.random((layers, problems)) < 0.8)
     across = np.cumsum(steps[::-1], axis=0)[::-1]
     up = rng.uniform(0, 10, (layers, problems))
-    found = lower_hull(across, up)
+    found, lengths = lower_hull(steps, up)
     assert (found[0] == layers).all()
+    corners = np.take_along_axis(np.vstack([across, np.zeros(problems)]), found, axis=0)
+    np.testing.assert_allclose(lengths, np.diff(corners, axis=0), atol=1e-12)
     for problem in range(problems):
         x, y = np.append(across[:, problem], 0), np.append(up[:, problem], 0)
         vertices = list(dict.fromkeys(found[:, problem].tolist()))
@@ -70,6 +74,21 @@ def test_a_late_heavy_layer_lets_those_before_it_go_slowly():
     np.testing.assert_allclose(UniformClock().choose(tasks, np.array([1.0]))[:, 0], [1 / 2, 1 / 2])
 
 
+@pytest.mark.parametrize("work", [1e-3, 1e-8, 1e-15, 1e-25])
+def test_a_first_layer_with_next_to_no_work_has_its_exact_clock(work):
+    tasks = one([1.0, 3.0, 96.0], [work, 3 * work, 2.0])  # here at 0.0625 s, 0.25 s and 6.25 s
+    clock = PerLayer().choose(tasks, np.array([0.0625]))[:, 0]
+    np.testing.assert_allclose(clock, [4 * work / 6.1875, 4 * work / 6.1875, 2 / 3.75], rtol=1e-12)
+
+
+@pytest.mark.parametrize("clocks", KINDS)
+def test_no_time_left_but_for_rounding_is_full_clock(clocks):
+    tasks = one([1.0], [1e-20])
+    with np.errstate(all="raise", under="ignore"):
+        assert clocks.choose(tasks, np.array([10.0])) == 1
+        assert clocks.energy(tasks, np.array([10.0]))[0] == pytest.approx(1e-19)
+
+
 @pytest.mark.parametrize("clocks", KINDS)
 def test_lowest_clock_holds(clocks):
     tasks = one([1.0, 5.0], [1.0, 2.0], lowest=0.4)
@@ -88,8 +107,7 @@ def test_energy_is_that_of_the_clocks_chosen(draw_problem, clocks: Clocks, seed)
     tasks, pace = at_some_pace(draw_problem, seed)
     clock = clocks.choose(tasks, pace)
     assert ((clock >= tasks.lowest) & (clock <= 1) & (clock > 0)).all()
-    work = -np.diff(tasks.work_left, axis=0, append=0)
-    energy = (tasks.power * work * clock**2 + tasks.static_power * work / clock).sum(0) + tasks.energy_beside(pace)
+    energy = (tasks.power * tasks.work * clock**2 + tasks.static_power * tasks.work / clock).sum(0) + tasks.energy_beside(pace)
     np.testing.assert_allclose(clocks.energy(tasks, pace)[0], energy, rtol=1e-9)
 
 
@@ -112,7 +130,7 @@ def test_no_shift_of_time_between_layers_saves_energy(draw_problem, seed):
     tasks, pace = at_some_pace(draw_problem, seed)
     plain = replace(tasks, lowest=np.zeros_like(tasks.lowest), static_power=np.zeros_like(tasks.static_power))
     clock = PerLayer().choose(plain, pace)
-    time_left = np.cumsum((-np.diff(plain.work_left, axis=0, append=0) / clock)[::-1], axis=0)[::-1]
+    time_left = np.cumsum((plain.work / clock)[::-1], axis=0)[::-1]
     headroom = plain.headroom(pace)
     assert (time_left <= headroom * (1 + 1e-9) + 1e-9).all()
     assert (np.diff(clock, axis=0) >= -1e-9).all()

@@ -70,6 +70,16 @@ def test_fixed_power_has_the_rate_of_its_better_snr():
     assert timeline.downloaded_s[1] == pytest.approx(1.5 / (0.5 * math.log2(7)))
 
 
+@pytest.mark.parametrize("efficiency", [1e-9, 1e-12, 1e-17, 1e-20])
+def test_fixed_power_over_the_worst_links_has_nearly_the_rate_of_the_whole_band(efficiency):
+    scenario = replace(
+        SCENARIO, bandwidth_hz=8e6 / efficiency, users=(replace(USER, spectral_efficiency=efficiency, fixed_power=True, energy_j=math.inf),)
+    )
+    assert simulate(scenario, replace(GIVEN, bandwidth_share=1.0)).downloaded_s[1] == pytest.approx(1.5)
+    assert simulate(scenario, GIVEN).downloaded_s[1] == pytest.approx(1.5)
+    check_plan(scenario, plan(scenario))
+
+
 @pytest.fixture
 def good() -> Plan:
     found = plan(SCENARIO)

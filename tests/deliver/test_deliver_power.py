@@ -1,5 +1,7 @@
 """Power: shares and rates are each other's inverses under both laws, down to bad links."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -50,3 +52,13 @@ def test_no_share_is_enough_beyond_the_power_limit():
 def test_infinite_rates_need_infinite_shares():
     for fixed in (False, True):
         assert share_of_rate(np.array([np.inf]), **links(2.0, fixed=fixed)).item() == np.inf
+
+
+@pytest.mark.parametrize("efficiency", [100.0, 30.0, 1.0, 1e-2, 1e-4, 1e-6, 1e-9])
+@pytest.mark.parametrize("share", [1e-9, 1e-6, 1e-3, 0.1, 0.5, 1.0, 10.0])
+def test_shares_at_fixed_power_are_known_as_well_as_the_link_allows(efficiency, share):
+    again = share_of_rate(rate_of_share(np.array([share]), **links(efficiency, fixed=True)), **links(efficiency, fixed=True)).item()
+    ratio = math.expm1(efficiency * math.log(2)) / share
+    sensitivity = 1 / (1 - ratio / (1 + ratio) / math.log1p(ratio)) if ratio > 1e-6 else 2 / ratio  # of the share to the rate, relative
+    if sensitivity < 1e13:
+        assert again == pytest.approx(share, rel=1e-15 * sensitivity + 1e-13)

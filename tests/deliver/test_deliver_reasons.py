@@ -63,3 +63,36 @@ def test_the_model_that_comes_closest_is_named(fixed_power):
     user = replace(USER, models=("big", "less", "most"), fixed_power=fixed_power)
     found = plan(Scenario(bandwidth_hz=8e6, models=models, users=(user,))).allocations[0]
     assert "less would end after 4.5 s" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("method", "small", "large", "said"),
+    [
+        ("slide-largest", (2e5, 1e12), (1.4e6, 1e12), "large needs a share of 0.7, there is 0.3 for it"),
+        ("slide-smallest", (2e5, 2.75e12), (1e6, 0.5e12), "small needs a share of 0.8, there is 0.2 for it"),
+    ],
+)
+def test_the_model_that_was_provided_is_the_one_explained(method, small, large, said):
+    models = {
+        name: ModelProfile(name=name, layer_bytes=(size,), layer_flops=(work,))
+        for name, (size, work) in [("small", small), ("large", large)]
+    }
+    users = tuple(replace(USER, id=name, models=("small", "large"), energy_j=1e3, deadline_s=3.0) for name in ("a", "b"))
+    found = plan(Scenario(bandwidth_hz=8e6, models=models, users=users), method)
+    assert [allocation.reason for allocation in found.allocations] == ["", f"not enough bandwidth: {said}"]
+
+
+@pytest.mark.parametrize("over", [1e-6, 1e-8, 1e-10, 1e-11])
+@pytest.mark.parametrize("field", ["deadline_s", "energy_j", "bandwidth_hz"])
+def test_numbers_in_a_reason_are_never_equal(over, field):
+    user = replace(USER, energy_j=10.0, min_clock=1.0, deadline_s=1.5)  # just enough of each
+    enough = Scenario(bandwidth_hz=8e6, models={"even": MODEL}, users=(user,))
+    assert plan(enough).served == 1
+    if field == "bandwidth_hz":
+        halves = replace(user, deadline_s=2.5)
+        scenario = replace(enough, bandwidth_hz=8e6 * (1 - over), users=(halves, replace(halves, id="b")))
+    else:
+        scenario = replace(enough, users=(replace(user, **{field: getattr(user, field) * (1 - over)}),))
+    reason = plan(scenario).allocations[-1].reason
+    numbers = re.findall(r"(?<![a-z_])\d[\d.e+-]*", reason)
+    assert len(set(numbers)) == len(numbers) == 2

@@ -1,6 +1,7 @@
 """Scenarios: read from TOML, and every bad number named with its user or model and its field."""
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -112,6 +113,33 @@ def test_other_bad_fields_of_a_user_are_named(field, value):
         Receiver(**{**USER, field: value})
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("deadline_s", 1e-320), ("device_flops", 1e-320), ("power_w", 1e300), ("energy_j", 1e-31), ("layer_overhead_s", 1e31),
+     ("receive_power_w", 1e-320), ("min_clock", 1e-320)],
+)  # fmt: skip
+def test_numbers_beyond_any_quantity_are_named(field, value):
+    with pytest.raises(ValueError, match=rf"^user 'anna': {field} must be within 1e-30 and 1e\+30.*, got {re.escape(f'{value:g}')}$"):
+        Receiver(**{**USER, field: value})
+
+
+def test_spectral_efficiency_has_an_end():
+    assert Receiver(**{**USER, "spectral_efficiency": 100}) is not None
+    with pytest.raises(ValueError, match=r"^user 'anna': spectral_efficiency must be at most 100 bit/s/Hz, got 1100$"):
+        Receiver(**{**USER, "spectral_efficiency": 1100})
+
+
+@pytest.mark.parametrize("weight", [1e300, 1e-300])
+def test_weights_may_be_of_any_size(weight):
+    assert Receiver(**{**USER, "weight": weight}).weight == weight
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "scenario.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + TEXT.encode())
+    assert read_scenario(path).bandwidth_hz == 100e6
+
+
 def test_energy_may_be_without_limit():
     assert Receiver(**{**USER, "energy_j": math.inf}).energy_j == math.inf
 
@@ -123,6 +151,8 @@ def test_energy_may_be_without_limit():
         ({"layer_bytes": (0.0, 0.0)}, "layer_bytes must not be all 0"),
         ({"layer_flops": (0, 0)}, "layer_flops must not be all 0"),
         ({"layer_flops": (1.0, -1.0)}, r"layer_flops\[1\] must be"),
+        ({"layer_flops": (0, 1e-320)}, r"layer_flops\[1\] must be within 1e-30 and 1e\+30 or 0"),
+        ({"layer_bytes": (1e308, 1e308)}, r"layer_bytes\[0\] must be within 1e-30 and 1e\+30 or 0"),
         ({"name": ""}, "name must be text"),
     ],
 )

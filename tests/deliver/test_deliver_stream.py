@@ -271,6 +271,8 @@ def test_state_and_copies_wait_for_the_end(server, stream):
 def test_weights_may_be_changed_without_changing_the_cache(server, stream):
     server.files[NAME] = saved(cnn())
     model = stream(cnn)
+    with torch.inference_mode():
+        model(torch.rand(2, 3, 8, 8))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
