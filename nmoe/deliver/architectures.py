@@ -5,11 +5,13 @@ checkpoint is never run: only architectures that transformers itself has.
 """
 
 import importlib
+import inspect
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from nmoe.core.errors import BadFile, EngineError
 from nmoe.core.files import read_json
@@ -23,7 +25,7 @@ def model_builder(model: str, arguments: Mapping[str, Any]) -> Callable[[], nn.M
         arguments: keyword arguments of the function, or fields of the configuration to be changed.
 
     Raises:
-        ValueError: when the name is neither, or there is no such function.
+        ValueError: when the name is neither, there is no such function, or it does not take these arguments.
         BadFile: when the configuration cannot be read or is of no architecture that transformers has.
         EngineError: when transformers is needed and not installed.
     """
@@ -41,7 +43,41 @@ def model_builder(model: str, arguments: Mapping[str, Any]) -> Callable[[], nn.M
         raise ValueError(f"{module_name} has no {name}") from error
     if not callable(make):
         raise ValueError(f"{model} is not a function that makes a model, it is a {type(make).__name__}")
+    _check_arguments(model, make, arguments)
     return lambda: make(**arguments)
+
+
+def saved_names(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return the names under which transformers saves tensors that it only renames; none where the model is not one of its.
+
+    Args:
+        model: may be empty.
+        tensors: of the model, by their names in it; placeholders will do.
+    """
+    modeling = sys.modules.get("transformers.modeling_utils")  # where it is not, there is no such model
+    if modeling is None or not isinstance(model, modeling.PreTrainedModel):
+        return {}
+    try:
+        from transformers.core_model_loading import revert_weight_conversion
+    except ImportError:
+        return {}  # transformers before 5, which saves them as they are called
+    try:
+        saved = revert_weight_conversion(model, dict(tensors))
+    except Exception:  # noqa: BLE001  # it merges and splits some models' tensors, which it may not do without values
+        return {}
+    own = {id(tensor): name for name, tensor in tensors.items()}
+    return {own[id(tensor)]: name for name, tensor in saved.items() if id(tensor) in own and own[id(tensor)] != name}
+
+
+def _check_arguments(model: str, make: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    try:
+        signature = inspect.signature(make)
+    except (TypeError, ValueError):
+        return  # a function of C does not say what it takes
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        raise ValueError(f"{model} does not take these arguments: {error}") from error
 
 
 def _from_config(path: Path, changes: Mapping[str, Any]) -> Callable[[], nn.Module]:

@@ -23,6 +23,7 @@ from typing import Any
 
 from nmoe.core.errors import BadFile, NmoeError
 from nmoe.core.files import read_json, write_json
+from nmoe.deliver.address import shown
 from nmoe.deliver.layout import Arrangement, Layout, read_layout
 
 FORMAT = 1
@@ -60,7 +61,7 @@ class FileVersion:
 
     def same(self, other: "FileVersion") -> bool:
         """Say whether both are surely the same bytes: by hash where both have one, else by what the server says."""
-        if (self.url, self.bytes, self.head_sha256) != (other.url, other.bytes, other.head_sha256):
+        if (shown(self.url), self.bytes, self.head_sha256) != (shown(other.url), other.bytes, other.head_sha256):
             return False
         if self.sha256 and other.sha256:
             return self.sha256 == other.sha256
@@ -182,7 +183,7 @@ class CacheEntry:
 
     def _no_room(self, error: OSError) -> CacheFailure:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return CacheFailure(f"no room for the {self.version.bytes} bytes of {self.version.url} in {self.folder}")
+            return CacheFailure(f"no room for the {self.version.bytes} bytes of {shown(self.version.url)} in {self.folder}")
         return CacheFailure(f"cannot write {self.path}: {error.strerror}")
 
 
@@ -249,15 +250,15 @@ def open_complete(cache_dir: Path, url: str, sha256: str) -> CacheEntry:
     folder = url_folder(cache_dir, url)
     stored = _read_version(folder)
     if stored is None or not _whole(folder, stored):
-        raise BadFile(f"{url} is not whole in the cache {cache_dir}, and the server is not to be asked")
+        raise BadFile(f"{shown(url)} is not whole in the cache {cache_dir}, and the server is not to be asked")
     if sha256 not in ("", stored[0].sha256) and not _known(folder, replace(stored[0], sha256=sha256)):
-        raise BadFile(f"{url} should have SHA-256 {sha256}, in the cache it has {stored[0].sha256}")
+        raise BadFile(f"{shown(url)} should have SHA-256 {sha256}, in the cache it has {stored[0].sha256}")
     return CacheEntry(folder, stored[0], complete=True, lock=None)
 
 
 def _described(version: FileVersion, whole: Path | None) -> dict[str, Any]:
     state = None if whole is None else [whole.stat().st_size, whole.stat().st_mtime_ns]
-    return {"format": FORMAT, **asdict(version), "whole": state}
+    return {"format": FORMAT, **asdict(version), "url": shown(version.url), "whole": state}
 
 
 def _read_version(folder: Path) -> tuple[FileVersion, list[int] | None] | None:
@@ -290,7 +291,7 @@ def _known(folder: Path, version: FileVersion) -> bool:
         layout = read_layout(folder / "whole", version.bytes)
         with (folder / "whole").open("rb") as file:
             if _digest(file.fileno(), Arrangement(layout), 0, layout.file_bytes) != version.sha256:
-                raise BadFile(f"{version.url}: SHA-256 {version.sha256} wanted, {folder / 'whole'} has another")
+                raise BadFile(f"{shown(version.url)}: SHA-256 {version.sha256} wanted, {folder / 'whole'} has another")
         write_json(folder / "entry.json", _described(version, folder / "whole"))
     return True
 
@@ -317,7 +318,7 @@ def _locked(path: Path, url: str, patience_s: float) -> int:
             if time.monotonic() > until_s:
                 holder = os.pread(handle, 20, 0).decode("ascii", "replace").strip() or "unknown"
                 os.close(handle)
-                raise CacheFailure(f"process {holder} has been downloading {url} into {path.parent} for {patience_s:g} s") from None
+                raise CacheFailure(f"process {holder} has been downloading {shown(url)} into {path.parent} for {patience_s:g} s") from None
             time.sleep(POLL_S)
         else:
             os.ftruncate(handle, 0)

@@ -4,8 +4,9 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +71,9 @@ class Delivery:
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
         return self  # a copied model was delivered by the same delivery
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(Delivery, notify=None), ()  # a pickled model has its weights: there is nothing left to deliver
 
     def notice(self, text: str) -> None:
         """Note something that a user should know, and tell it at once where that is wanted."""

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from nmoe.deliver.arriving import await_weights, weight_slots
@@ -44,6 +44,16 @@ def call_arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     return tuple(inputs), {}
+
+
+def meta_arguments(args: Sequence[Any], keywords: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return a copy of a call's arguments that shares nothing with them, its tensors on the meta device wherever they are held.
+
+    Raises:
+        Exception: whatever an argument raises that cannot be copied.
+    """
+    with torch.inference_mode(False), _MetaCopies():  # fit to be written to, whatever mode the caller is in
+        return copy.deepcopy((tuple(args), dict(keywords)))
 
 
 def traceable_copy(model: nn.Module) -> nn.Module:
@@ -80,7 +90,7 @@ def trace_touches(
     first: dict[int, str] = {}
     names = {slot.name: first.setdefault(id(slot.tensor), slot.name) for slot in slots}
     await_weights(slots, names, note)
-    args, keywords = tree_map(lambda value: value.to("meta") if isinstance(value, Tensor) else value, (tuple(args), dict(keywords)))
+    args, keywords = meta_arguments(args, keywords)
     with torch.no_grad(), torch.device("meta"), _OnesForValues():  # type: ignore[no-untyped-call]
         if counter is None:
             twin(*args, **keywords)
@@ -134,6 +144,17 @@ def batch_of(inputs: Inputs) -> int:
 def _joined(group: LayerGroup, other: LayerGroup) -> LayerGroup:
     flops = None if group.flops is None or other.flops is None else group.flops + other.flops
     return replace(group, tensors=group.tensors + other.tensors, bytes=group.bytes + other.bytes, flops=flops)
+
+
+class _MetaCopies(TorchFunctionMode):
+    """Makes copies of tensors on the meta device."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in (Tensor.__deepcopy__, Tensor.clone):  # the second is how parameters are copied
+            return args[0].detach().to("meta")
+        return func(*args, **(kwargs or {}))
 
 
 class _OnesForValues(TorchDispatchMode):

@@ -14,12 +14,12 @@ from contextlib import closing
 from functools import partial
 
 from nmoe.core.errors import BadFile, NmoeError
+from nmoe.deliver.address import shown
 from nmoe.deliver.http import BrokenTransfer, DeliveryError, Pace
 from nmoe.deliver.pieces import PieceQueue
-from nmoe.deliver.supply import FIRST_PAUSE_S, TRIES, FetchedFile, Filling, Supplier
+from nmoe.deliver.supply import FIRST_PAUSE_S, LONGEST_PAUSE_S, TRIES, FetchedFile, Filling, Supplier
 
 WRONG_HASHES = 3  # of a tensor, until it is given up
-LONGEST_PAUSE_S = 2.0
 
 
 class Fetcher:
@@ -240,13 +240,13 @@ class Fetcher:
                     if self._closed.wait(self._pace.book(len(chunk))):
                         return
             if filling.left:
-                raise BrokenTransfer(f"{remote.url} ended at byte {filling.at}")
+                raise BrokenTransfer(f"{shown(remote.url)} ended at byte {filling.at}")
         except DeliveryError as error:
             self._closed.wait(self._after(error, supplier, number, filling.at))
 
     def _after(self, error: DeliveryError, supplier: Supplier, number: int, at: int) -> float:
         """Decide what follows a failure; return for how many seconds to pause."""
-        name, passing = supplier.urls[number], isinstance(error, BrokenTransfer)
+        name, passing = shown(supplier.urls[number]), isinstance(error, BrokenTransfer)
         with self._news:
             if self._over():
                 return 0.0
@@ -260,7 +260,9 @@ class Fetcher:
             elif quiet_s > self._deadline_s:
                 self._failure = DeliveryError(f"gave up on {name} at byte {at}: nothing came for {quiet_s:.1f} s; last, {error}")
             self._news.notify_all()
-        return min(FIRST_PAUSE_S * 2.0 ** min(supplier.failures - 1, 10), LONGEST_PAUSE_S)
+            wanted_s = error.retry_after_s if isinstance(error, BrokenTransfer) else 0.0
+            pause_s = min(FIRST_PAUSE_S * 2.0 ** min(supplier.failures - 1, 10), LONGEST_PAUSE_S)
+        return max(pause_s, min(wanted_s, self._deadline_s - quiet_s))
 
     def _others(self, supplier: Supplier) -> bool:
         return any(not other.dropped and other is not supplier for other in self._suppliers)
@@ -268,7 +270,7 @@ class Fetcher:
     def _drop(self, supplier: Supplier, reason: str) -> None:
         if not supplier.dropped:
             supplier.dropped = True
-            self._notice(f"source {supplier.urls[0]} is dropped: {reason}")
+            self._notice(f"source {shown(supplier.urls[0])} is dropped: {reason}")
             self._news.notify_all()
 
     def _give_back(self, numbers: Sequence[int]) -> None:

@@ -9,15 +9,18 @@ import socket
 import ssl
 import threading
 import time
+import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from functools import cache
 from typing import Any
 
 import httpx
 
 from nmoe.core.errors import NmoeError
+from nmoe.deliver.address import shown
 
 CONNECT_S = 10.0
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
@@ -29,7 +32,19 @@ class DeliveryError(NmoeError):
 
 
 class BrokenTransfer(DeliveryError):
-    """A transfer that broke off, or a refusal that may pass: worth another try."""
+    """A transfer that broke off, or a refusal that may pass: worth another try.
+
+    Attributes:
+        retry_after_s: before which the server wants no other; 0 if it does not say.
+    """
+
+    def __init__(self, text: str, *, retry_after_s: float = 0.0) -> None:
+        super().__init__(text)
+        self.retry_after_s = retry_after_s
+
+
+class UnknownHost(BrokenTransfer):
+    """A server whose name has no address: a typing mistake at the beginning, a lost network later."""
 
 
 class FileChanged(DeliveryError):
@@ -82,9 +97,18 @@ class Pace:
 class _TlsOnDemand(ssl.SSLContext):
     """Reads the certificates that are trusted when the first TLS connection is made; that takes 0.1 s, which plain HTTP need not wait."""
 
+    opened: Callable[[socket.socket], None]  # told of each connection before its handshake
+
     def wrap_socket(self, *args: Any, **keywords: Any) -> ssl.SSLSocket:
         """Secure a connection, by httpx's own rules."""
-        return _trusted().wrap_socket(*args, **keywords)
+        secured = _trusted().wrap_socket(*args, **{**keywords, "do_handshake_on_connect": False})
+        try:
+            self.opened(secured)
+            secured.do_handshake()
+        except BaseException:
+            secured.close()
+            raise
+        return secured
 
 
 @cache
@@ -105,8 +129,9 @@ class Source:
     def __init__(self, *, headers: Mapping[str, str], stall_timeout_s: float) -> None:
         timeout = httpx.Timeout(stall_timeout_s, connect=min(CONNECT_S, stall_timeout_s), pool=None)
         tls = _TlsOnDemand(ssl.PROTOCOL_TLS_CLIENT)
+        tls.opened = self._opened
         self._client = httpx.Client(headers={**headers, **_PLAIN}, timeout=timeout, follow_redirects=True, verify=tls)
-        self._sockets: set[socket.socket] = set()
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._closed = False
         self._lock = threading.RLock()  # close may be called by the garbage collector, at any point
 
@@ -118,10 +143,12 @@ class Source:
 
         Raises:
             BrokenTransfer: when another try may help.
-            DeliveryError: when there is no such file.
+            DeliveryError: when there is no such file, or it is empty.
         """
         with self._stream(url, {"Range": f"bytes=0-{first_bytes - 1}"}) as response:
             status = response.status_code
+            if status == 416 and response.headers.get("Content-Range", "bytes */0").strip() == "bytes */0":
+                raise DeliveryError(f"{shown(url)} is an empty file")
             if status not in (200, 206):
                 raise self._refusal(response, url, 0)
             remote = RemoteFile(url=url, bytes=_total_bytes(response, url, 0), validator=_validator(response.headers), ranges=status == 206)
@@ -131,7 +158,7 @@ class Source:
                 if len(data) >= wanted and not remote.ranges:
                     break  # which closes the connection; read to its end it can be used again
         if len(data) < wanted:
-            raise BrokenTransfer(f"{url} broke off at byte {len(data)} of {remote.bytes}")
+            raise BrokenTransfer(f"{shown(url)} broke off at byte {len(data)} of {remote.bytes}")
         return remote, bytes(data[:wanted])
 
     def read(self, remote: RemoteFile, start: int, end: int) -> Generator[bytes, None, None]:
@@ -146,17 +173,17 @@ class Source:
         asked = {"Range": f"bytes={start}-{end - 1}"} if remote.ranges else {}
         with self._stream(remote.url, asked) as response:
             if response.status_code == 416:
-                raise FileChanged(f"{remote.url} has changed: it has no byte {start} any more")
+                raise FileChanged(f"{shown(remote.url)} has changed: it has no byte {start} any more")
             if response.status_code not in (200, 206):
                 raise self._refusal(response, remote.url, start)
             total_bytes, validator = _total_bytes(response, remote.url, start), _validator(response.headers)
             if total_bytes != remote.bytes or validator != remote.validator:
                 raise FileChanged(
-                    f"{remote.url} has changed since its download began: {remote.bytes} bytes {remote.validator} wanted, "
+                    f"{shown(remote.url)} has changed since its download began: {remote.bytes} bytes {remote.validator} wanted, "
                     f"got {total_bytes} bytes {validator}"
                 )
             if remote.ranges and response.status_code == 200:
-                raise BrokenTransfer(f"{remote.url} sends the whole file where bytes from {start} on were wanted")
+                raise BrokenTransfer(f"{shown(remote.url)} sends the whole file where bytes from {start} on were wanted")
             at = start if response.status_code == 206 else 0
             for chunk in self._chunks(response, remote.url, at):
                 if at > end:
@@ -181,7 +208,7 @@ class Source:
             for chunk in self._chunks(response, url, 0):
                 data += chunk
                 if len(data) > max_bytes:
-                    raise DeliveryError(f"{url} has more than {max_bytes} bytes")
+                    raise DeliveryError(f"{shown(url)} has more than {max_bytes} bytes")
         return bytes(data)
 
     def close(self) -> None:
@@ -189,52 +216,84 @@ class Source:
         with self._lock:
             self._closed = True
             for sock in self._sockets:
-                with suppress(OSError):  # the other end may have closed it already
-                    sock.shutdown(socket.SHUT_RDWR)
+                _break_off(sock)
         self._client.close()
+
+    def _opened(self, sock: socket.socket) -> None:
+        """Note a connection, so that ``close`` can break it off."""
+        with self._lock:
+            self._sockets.add(sock)
+            if self._closed:
+                _break_off(sock)
+
+    def _trace(self, event: str, info: dict[str, Any]) -> None:
+        """Follow what goes on below httpx."""
+        if event.endswith("connect_tcp.complete"):
+            self._opened(info["return_value"].get_extra_info("socket"))
 
     @contextmanager
     def _stream(self, url: str, headers: dict[str, str]) -> Iterator[httpx.Response]:
         """Ask, and translate httpx's errors."""
         if self._closed:
-            raise DeliveryError(f"the connection to {url} is closed")
+            raise DeliveryError(f"the connection to {shown(url)} is closed")
         try:
-            with self._client.stream("GET", url, headers=headers) as response:
-                sock = response.extensions["network_stream"].get_extra_info("socket")
-                with self._lock:
-                    self._sockets.add(sock)
-                try:
-                    yield response
-                finally:
-                    with self._lock:
-                        self._sockets.discard(sock)
+            with self._client.stream("GET", url, headers=headers, extensions={"trace": self._trace}) as response:
+                yield response
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-            raise ValueError(f"an http or https address wanted, got {url}: {error}") from error
+            raise ValueError(f"an http or https address wanted, got {shown(url)}: {error}") from error
         except (httpx.HTTPError, RuntimeError) as error:  # RuntimeError: the client was closed by another thread
             if isinstance(error, RuntimeError) and not self._closed:
                 raise
-            raise BrokenTransfer(f"cannot reach {url}: {error or type(error).__name__}") from error
+            failure = UnknownHost if _of_name(error) else BrokenTransfer
+            raise failure(f"cannot reach {shown(url)}: {str(error) or type(error).__name__}") from error
 
     @staticmethod
     def _chunks(response: httpx.Response, url: str, start: int) -> Iterator[bytes]:
         if response.headers.get("Content-Encoding", "identity") != "identity":
-            raise DeliveryError(f"{url} is sent compressed ({response.headers['Content-Encoding']}), though it was asked for as it is")
+            raise DeliveryError(
+                f"{shown(url)} is sent compressed ({response.headers['Content-Encoding']}), though it was asked for as it is"
+            )
         got = 0
         try:
             for chunk in response.iter_raw():
                 got += len(chunk)
                 yield chunk
         except httpx.TimeoutException as error:
-            raise BrokenTransfer(f"{url} stalled at byte {start + got}") from error
+            raise BrokenTransfer(f"{shown(url)} stalled at byte {start + got}") from error
         except httpx.HTTPError as error:
-            raise BrokenTransfer(f"{url} broke off at byte {start + got}: {error}") from error
+            raise BrokenTransfer(f"{shown(url)} broke off at byte {start + got}: {error}") from error
 
     @staticmethod
     def _refusal(response: httpx.Response, url: str, start: int) -> DeliveryError:
         """Return the error for a status that is no success."""
-        said = f"{url} answers {response.status_code} {response.reason_phrase}".rstrip() + (f" at byte {start}" if start else "")
+        said = f"{shown(url)} answers {response.status_code} {response.reason_phrase}".rstrip() + (f" at byte {start}" if start else "")
         passing = response.status_code >= 500 or response.status_code in (408, 429)
-        return BrokenTransfer(said) if passing or start else DeliveryError(said)
+        return BrokenTransfer(said, retry_after_s=_retry_after_s(response.headers)) if passing or start else DeliveryError(said)
+
+
+def _break_off(sock: socket.socket) -> None:
+    with suppress(OSError):  # the other end may have closed it already
+        sock.shutdown(socket.SHUT_RDWR)
+
+
+def _of_name(error: BaseException | None) -> bool:
+    """Say whether it was looking up a name that failed."""
+    while error is not None:
+        if isinstance(error, socket.gaierror):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _retry_after_s(headers: httpx.Headers) -> float:
+    """Return for how many seconds the server wants to be left alone; it gives a number or a date."""
+    said = headers.get("Retry-After", "").strip()
+    if said.isdigit():
+        return float(said)
+    try:
+        return max(0.0, parsedate_to_datetime(said).timestamp() - time.time())
+    except (ValueError, TypeError, IndexError, OverflowError):  # as its documentation and its past have it
+        return 0.0
 
 
 def _validator(headers: httpx.Headers) -> str:
@@ -246,9 +305,9 @@ def _total_bytes(response: httpx.Response, url: str, start: int) -> int:
     if response.status_code == 206:
         found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
         if found is None or int(found[1]) != start:
-            raise DeliveryError(f"{url} does not say which bytes it sends: Content-Range {response.headers.get('Content-Range')}")
+            raise DeliveryError(f"{shown(url)} does not say which bytes it sends: Content-Range {response.headers.get('Content-Range')}")
         return int(found[3])
     length = response.headers.get("Content-Length", "")
     if not length.isdigit():
-        raise DeliveryError(f"{url} does not say how long the file is: neither Range nor Content-Length")
+        raise DeliveryError(f"{shown(url)} does not say how long the file is: neither Range nor Content-Length")
     return int(length)

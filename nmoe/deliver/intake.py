@@ -8,6 +8,7 @@ from urllib.parse import quote, urljoin
 
 from nmoe.core.errors import BadFile
 from nmoe.core.files import write_bytes
+from nmoe.deliver.address import shown
 from nmoe.deliver.cache import find_whole, open_complete, open_entry, url_folder
 from nmoe.deliver.card import DeliveryCard, card_url, fit_card, parse_card
 from nmoe.deliver.delivery import Delivery
@@ -68,7 +69,7 @@ def ask_card(given: CardGiven, remote: RemoteModel, url: str, sha256: str, deliv
     Raises:
         BadFile: when the card is of other files, or contradicts the caller.
     """
-    name = card_url(url)
+    name = shown(card_url(url))
     card: DeliveryCard | None
     if given is None:
         card = remote.card(delivery.notice, url)
@@ -110,7 +111,7 @@ def kept_files(folder: Path, url: str, sha256: str) -> list[tuple[Path, Layout]]
         return [(entry.path, read_layout(entry.path, entry.version.bytes))]
     index = url_folder(folder, url) / "index.json"
     if not index.is_file():
-        raise BadFile(f"{url} is not in the cache {folder}, and the server is not to be asked")
+        raise BadFile(f"{shown(url)} is not in the cache {folder}, and the server is not to be asked")
     shards = parse_index(index.read_bytes(), name=file_name(url))
     entries = {name: open_complete(folder, urljoin(url, quote(name)), "") for name in sorted(set(shards.values()))}
     layouts = {name: read_layout(entry.path, entry.version.bytes) for name, entry in entries.items()}

@@ -9,6 +9,7 @@ from torch import nn
 
 from nmoe.core.errors import BadFile
 from nmoe.core.files import sha256, write_bytes
+from nmoe.deliver.architectures import saved_names
 from nmoe.deliver.arriving import weight_slots
 from nmoe.deliver.card import CARD_FORMAT, CARD_SUFFIX, CardFile, CardTensor, DeliveryCard
 from nmoe.deliver.execution import Inputs, batch_of, call_arguments, layer_groups, trace_touches, traceable_copy
@@ -40,7 +41,9 @@ def pack(file: Path, model: nn.Module | None = None, example: Inputs | None = No
         touches = [(name, 0.0) for name in places]
         batch = None
     else:
-        names = match_tensors(weight_slots(model), [place for _, place in places.values()], name=file.name)
+        slots = weight_slots(model)
+        saved = saved_names(model, {slot.name: slot.tensor for slot in slots})
+        names = match_tensors(slots, [place for _, place in places.values()], name=file.name, saved=saved)
         traced = trace_touches(traceable_copy(model), *call_arguments(example), count_flops=True)
         touched = {names[name]: flops for name, flops in traced[:-1]}
         total_flops = traced[-1][1]

@@ -27,14 +27,15 @@ from typing import Any
 
 from torch import nn
 
-from nmoe.deliver.arriving import await_weights, build_empty, drop_hook, settle, weight_slots
+from nmoe.deliver.architectures import saved_names
+from nmoe.deliver.arriving import Arrive, await_weights, build_empty, drop_hook, settle, weight_slots
 from nmoe.deliver.cache import default_cache
 from nmoe.deliver.delivery import Delivery
-from nmoe.deliver.execution import Inputs, call_arguments, trace_touches, traceable_copy
+from nmoe.deliver.execution import Inputs, call_arguments, meta_arguments, trace_touches, traceable_copy
 from nmoe.deliver.fetch import Fetcher
 from nmoe.deliver.http import Pace
 from nmoe.deliver.intake import CardGiven, ask_card, kept_files, mapped_places, take_in, whole_files
-from nmoe.deliver.layout import Layout
+from nmoe.deliver.layout import Layout, TensorPlace
 from nmoe.deliver.matching import match_tensors
 from nmoe.deliver.remote import RemoteModel, check_url, file_name, is_index, open_remote
 
@@ -62,8 +63,8 @@ def stream_model(
     """Return a model that computes while its weights arrive; its results are those of the fully loaded model, bit for bit.
 
     A weight that is touched before it is there is waited for, and put first; ``state_dict()``, ``to()`` and the like wait for all they
-    touch. When the download fails, the call that waits raises the reason. ``delivery_of(model)`` tells how far it is; deleting the model
-    ends the download, and what has arrived is kept for the next time.
+    touch. When the download fails, the call that waits raises the reason. ``delivery_of(model)`` tells how far it is; deleting it, and all
+    modules of it, ends the download, and what has arrived is kept for the next time.
 
     Args:
         build: makes the model, without choosing a device; its parameters take no memory. Its dtypes give way to the file's.
@@ -86,19 +87,13 @@ def stream_model(
         ValueError: when an argument cannot be, or model and file do not fit; nothing has been downloaded but headers then.
         NmoeError: when the file cannot be reached or is not what it should be.
     """
-    wanted = _Wanted(
-        url=url,
-        sha256=_checked(url, stall_timeout_s, deadline_s, connections, sha256),
-        folder=cache_dir or default_cache(),
-        card=card,
-        example_inputs=example_inputs,
-        patience_s=deadline_s,
-    )
+    asked, folder = _checked(url, stall_timeout_s, deadline_s, connections, sha256), cache_dir or default_cache()
+    wanted = _Wanted(url=url, sha256=asked, folder=folder, card=card, example_inputs=example_inputs, patience_s=deadline_s)
     urls, pace, delivery = [check_url(each) for each in (url, *sources)], Pace(max_bytes_per_s), Delivery(notify=notify)
     model = build_empty(build)
     if not revalidate:
-        return _fill(model, url, delivery, kept_files(wanted.folder, url, wanted.sha256))
-    remote = open_remote(urls, headers=headers or {}, stall_timeout_s=stall_timeout_s, notice=delivery.notice)
+        return _fill(model, url, delivery, kept_files(folder, url, asked))
+    remote = open_remote(urls, headers=headers or {}, stall_timeout_s=stall_timeout_s, deadline_s=deadline_s, notice=delivery.notice)
     try:
         fetcher = partial(Fetcher, pace=pace, connections=connections, deadline_s=deadline_s, notice=delivery.notice)
         return _stream(model, wanted, remote, delivery, fetcher)
@@ -121,7 +116,7 @@ class _Wanted:
 
 def _stream(model: nn.Module, wanted: _Wanted, remote: RemoteModel, delivery: Delivery, fetch: Callable[..., Fetcher]) -> nn.Module:
     """Let a model wait for its weights, and begin to fetch them; or fill it at once from the cache."""
-    names = match_tensors(weight_slots(model), remote.places, name=file_name(wanted.url))
+    names = _matched(model, remote.places, wanted.url)
     whole = whole_files(remote, wanted.folder, wanted.sha256)
     if whole is None:
         told = ask_card(wanted.card, remote, wanted.url, wanted.sha256, delivery)
@@ -138,14 +133,20 @@ def _stream(model: nn.Module, wanted: _Wanted, remote: RemoteModel, delivery: De
     fetcher.reorder(told.order or tuple(dict.fromkeys(names.values())))
     delivery.attach(intake.places, intake.paths)
     delivery.follow(fetcher, {place.name for file in intake.files for place in file.layout.tensors})
-    await_weights(weight_slots(model), names, delivery.take)
+    arrive = watcher.arrive = partial(delivery.take)
+    await_weights(weight_slots(model), names, arrive)
     model.register_forward_pre_hook(watcher, with_kwargs=True)
     vars(model)["delivery"] = delivery
-    weakref.finalize(model, delivery.stop)
+    weakref.finalize(arrive, delivery.stop)  # once neither the model nor any of its modules is left
     fetcher.start(intake.cached)
     if wanted.example_inputs is not None:
         watcher.trace(*call_arguments(wanted.example_inputs))
     return model
+
+
+def _matched(model: nn.Module, places: Sequence[TensorPlace], url: str) -> dict[str, str]:
+    slots = weight_slots(model)
+    return match_tensors(slots, places, name=file_name(url), saved=saved_names(model, {slot.name: slot.tensor for slot in slots}))
 
 
 def _twin(model: nn.Module, delivery: Delivery) -> nn.Module | None:
@@ -158,11 +159,7 @@ def _twin(model: nn.Module, delivery: Delivery) -> nn.Module | None:
 
 
 def _untraced(delivery: Delivery, error: Exception) -> None:
-    reason = (str(error).splitlines() or [""])[0][:200]
-    delivery.notice(
-        f"the order of execution could not be traced ({type(error).__name__}: {reason}): weights come in the order of the module tree, "
-        "those that are waited for first"
-    )
+    delivery.notice(f"the order of execution could not be traced: {type(error).__name__}")
 
 
 class _CallWatcher:
@@ -172,10 +169,18 @@ class _CallWatcher:
         twin: copy of the model to trace; None when that is not needed, or cannot be.
         names: the file's tensor for each of the model's.
         delivery: to be told the order.
+
+    Attributes:
+        arrive: what the model's modules wait with, which must live as long as they do.
     """
+
+    arrive: Arrive | None = None
 
     def __init__(self, twin: nn.Module | None, names: Mapping[str, str], delivery: Delivery) -> None:
         self._twin, self._names, self._delivery = twin, names, delivery
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _CallWatcher, (None, {}, self._delivery)  # a pickled model has its weights
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         if self._delivery.finished:
@@ -192,6 +197,11 @@ class _CallWatcher:
         """
         twin, self._twin = self._twin, None
         if twin is None:
+            return
+        try:
+            args, keywords = meta_arguments(args, keywords)  # now, since the call that follows may change them
+        except Exception as error:  # noqa: BLE001  # as in _twin
+            _untraced(self._delivery, error)
             return
 
         def run() -> None:
@@ -212,15 +222,15 @@ def _checked(url: str, stall_timeout_s: float, deadline_s: float, connections: i
             raise ValueError(f"{name} must be above 0, got {value}")
     if sha256 is None:
         return ""
-    if is_index(url) or len(sha256) != 64 or set(sha256) - set("0123456789abcdef"):
+    if is_index(url) or len(sha256) != 64 or set(sha256.lower()) - set("0123456789abcdef"):
         raise ValueError(f"the SHA-256 of a single file wanted, 64 hexadecimal digits, got {sha256} for {file_name(url)}")
-    return sha256
+    return sha256.lower()
 
 
 def _fill(model: nn.Module, url: str, delivery: Delivery, files: Sequence[tuple[Path, Layout]]) -> nn.Module:
     """Give a model all its weights from whole files."""
     slots = weight_slots(model)
-    names = match_tensors(slots, [place for _, layout in files for place in layout.tensors], name=file_name(url))
+    names = _matched(model, [place for _, layout in files for place in layout.tensors], url)
     delivery.attach(mapped_places(files), [path for path, _ in files])
     await_weights(slots, names, delivery.take)
     settle(model)

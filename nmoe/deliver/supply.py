@@ -4,13 +4,14 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from nmoe.deliver.address import shown
 from nmoe.deliver.cache import CacheEntry
 from nmoe.deliver.http import DeliveryError, FileChanged, RemoteFile, Source
 from nmoe.deliver.layout import Layout
 from nmoe.deliver.pieces import Piece
 
 TRIES = 4  # of a source in a row, while there are others
-FIRST_PAUSE_S = 0.1  # before the second
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0  # between tries
 
 
 @dataclass(slots=True, kw_only=True)
@@ -56,9 +57,9 @@ class Supplier:
         if number not in self.remotes:
             remote, head = self.source.open(self.urls[number], len(file.head))
             if remote.bytes != file.layout.file_bytes or head != file.head:
-                raise FileChanged(f"{remote.url} is not the same file as {file.name} of the first source")
+                raise FileChanged(f"{shown(remote.url)} is not the same file as {file.name} of the first source")
             if not remote.ranges:
-                raise DeliveryError(f"{remote.url} does not honour Range")
+                raise DeliveryError(f"{shown(remote.url)} does not honour Range")
             self.remotes[number] = remote
         return self.remotes[number]
 

@@ -5,10 +5,10 @@ It ends when standard input does, so it never outlives who started it.
 
 import os
 import queue
-import statistics
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from nmoe.deliver.member import DeliveryMember, GivenShare, LayerTimes
 from nmoe.deliver.scenario import parse_receiver
 from nmoe.moe.build import build
 
-CALLS = 5  # of a model when it is timed, after one that is not
+CALLS = 3  # of a model when it is timed, at least
 
 
 class Setting(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,7 +47,9 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Calibrate(msgspec.Struct, frozen=True, tag=True):
-    """Order: time the models here."""
+    """Order: time the models here, again and again for so many seconds, so that all clients that are told to do it at once."""
+
+    for_s: float
 
 
 class Enlist(msgspec.Struct, frozen=True, tag=True):
@@ -64,7 +66,7 @@ class Start(msgspec.Struct, frozen=True, tag=True):
 
 
 class Timed(msgspec.Struct, frozen=True, tag=True):
-    """Answer: processor time per call of each model, in s."""
+    """Answer: processor time of the slowest call of each model, in s."""
 
     call_s: dict[str, float]
 
@@ -125,6 +127,7 @@ class _Client:
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
         self._member: DeliveryMember | None = None
+        self._warm = False
 
     def carry_out(self, order: Order) -> Report:
         """Carry out one order.
@@ -134,7 +137,7 @@ class _Client:
             ValueError: when the order makes no sense.
         """
         if isinstance(order, Calibrate):
-            return Timed({name: self._time(spec) for name, spec in self._setting.models.items()})
+            return Timed(self._time(order.for_s))
         if isinstance(order, Enlist):
             self._member = DeliveryMember(order.server, parse_receiver(order.receiver)).__enter__()
             return Enlisted(self._member.given)
@@ -162,18 +165,29 @@ class _Client:
         side = self._setting.image_size
         return torch.rand(self._setting.batch, 3, side, side, generator=torch_generator(self._setting.seed, "images"))
 
-    def _time(self, spec: ModelSpec) -> float:
-        """Return the median processor time of a call, in s."""
-        # torch imports some of itself when it is needed first: here, before time counts
-        traceable_copy(build_empty(lambda: build(spec, generator=torch.Generator())))
-        model, images = build(spec, generator=torch.Generator()).eval(), self._images()
-        times = []
-        with torch.no_grad():
-            for _ in range(CALLS + 1):
-                began_s = time.thread_time()
-                model(images)
-                times.append(time.thread_time() - began_s)
-        return statistics.median(times[1:])
+    def _time(self, for_s: float) -> dict[str, float]:
+        """Return the processor time of the slowest call of each model, in s. Of a new model each time: a device runs it once."""
+        specs, images = self._setting.models, self._images()
+        if not self._warm:
+            for spec in specs.values():  # torch imports some of itself when it is needed first: here, before time counts
+                traceable_copy(build_empty(partial(build, spec, generator=torch.Generator())))
+                _call_s(spec, images)
+            self._warm = True
+        slowest = dict.fromkeys(specs, 0.0)
+        calls, until_s = 0, time.monotonic() + for_s
+        while calls < CALLS or time.monotonic() < until_s:
+            slowest = {name: max(slowest[name], _call_s(spec, images)) for name, spec in specs.items()}
+            calls += 1
+        return slowest
+
+
+def _call_s(spec: ModelSpec, images: Tensor) -> float:
+    """Return the processor time of a new model's first call, in s."""
+    model = build(spec, generator=torch.Generator()).eval()
+    with torch.no_grad():
+        began_s = time.thread_time()
+        model(images)
+        return time.thread_time() - began_s
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """The delivery demo: one server, several client processes behind links, and what became of the plan.
 
 The models are nmoe's own networks. Each client's device is emulated: its layers take as long as they would on a device of ``device_flops``,
-which is slower than this machine by a factor that a short calibration gives, so that clients that share a core do not disturb each other.
+which is slower than this machine by a factor, so that clients that share a core do not disturb each other. The factor comes from timing the
+models in all clients at once: once to choose devices, and again right before users register, when links and server are there. What the
+layers took beyond it, while serving, is told.
 The bandwidth is set so that all users but the neediest just fit. In network namespaces each client's link carries what it would have with
 all of the bandwidth, and no more; where they are not allowed there is only the server's own pacing, over loopback.
 """
@@ -12,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
@@ -32,6 +34,9 @@ from nmoe.recipes.deliver_client import Calibrate, Ended, Enlist, Enlisted, Sett
 from nmoe.recipes.deliver_crew import Crew, CrewClient
 from nmoe.recipes.run_folder import claim
 
+if TYPE_CHECKING:
+    from nmoe.report.deliver import ScheduledUser
+
 RESNET, VIT = "resnet", "vit"
 IMAGE_SIZE = 32
 POWER_W, OVERHEAD_S, MIN_CLOCK = 10.0, 0.005, 0.4
@@ -39,14 +44,17 @@ BUSY = 0.4  # of the time to the deadline that the largest model computes at ful
 ENERGY = 0.85  # of what the largest model takes at full clock: slower clocks are needed where there is time
 USED = 0.8  # of the bandwidth, by the users that fit
 LEAST_SLOWDOWN = 2.0
+TIMED_S = 4.0  # that clients time their models for
 TOLD = 0.85  # of a device's speed as emulated, that the plan counts on: processes on shared cores slow each other, and more than when timed
-MARGIN = 0.1  # more than a server's default: clients share few cores here
+MARGIN = 0.15  # more than a server's default: clients share few cores here, and take half a second to begin
 USERS = (  # id, spectral efficiency in bit/s/Hz, models that would do, images in units of the demo's batch
     ("near", 5.0, (RESNET, VIT), 1),
     ("middle", 3.0, (VIT,), 3),
     ("far", 2.0, (RESNET,), 1),
     ("edge", 0.3, (RESNET, VIT), 1),
 )
+
+CallTimes = Mapping[str, Mapping[str, float]]  # in s, by user and model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,10 +113,10 @@ def deliver_demo(
             networks = {name: specs[name] for name in names}
             crew.add(user, Setting(models=networks, batch=size.batch * batches, image_size=IMAGE_SIZE, seed=seed, cache=str(cache)))
         crew.await_clients()
-        slowdown, scenario = _scenario(crew.clients, profiles, size)
+        scenario = _scenario(_timed(crew.clients), profiles, size)
         say("devices " + ", ".join(f"{user.id} {user.device_flops / 1e9:.2f} GFLOP/s" for user in scenario.users))
-        ended = _serve(crew, scenario, slowdown)
-    results = _results(scenario, ended, crew.about)
+        slowdown, ended = _serve(crew, scenario)
+    results = _results(scenario, ended, slowdown, crew.about)
     _write(out, results, scenario, ended)
     from nmoe.report.deliver_demo import demo_table
 
@@ -154,20 +162,32 @@ def _write_models(folder: Path, specs: Mapping[str, ModelSpec], *, given: Path |
     return profiles
 
 
-def _scenario(
-    clients: Sequence[CrewClient], profiles: Mapping[str, ModelProfile], size: DemoSize
-) -> tuple[dict[str, dict[str, float]], Scenario]:
-    """Time the clients, all at once as they will run; return by how much each must be slowed for each model, and what is to be planned."""
+def _timed(clients: Sequence[CrewClient]) -> CallTimes:
+    """Time the models in all clients at once, as they will run; return the s of each user's slowest call of each model."""
     for client in clients:
-        client.tell(Calibrate())
-    call_s = {client.user: client.hear(Timed).call_s for client in clients}
-    users, slowdown = [], {}
+        client.tell(Calibrate(TIMED_S))
+    return {client.user: client.hear(Timed).call_s for client in clients}
+
+
+def _slowdown(scenario: Scenario, call_s: CallTimes) -> dict[str, dict[str, float]]:
+    """Return how many times slower than this machine each user's device is, for each model; 1 where this machine is no faster."""
+    return {
+        user.id: {
+            name: max(1.0, TOLD * user.batch * sum(scenario.models[name].layer_flops) / call_s[user.id][name] / user.device_flops)
+            for name in user.models
+        }
+        for user in scenario.users
+    }
+
+
+def _scenario(call_s: CallTimes, profiles: Mapping[str, ModelProfile], size: DemoSize) -> Scenario:
+    """Return what is to be planned."""
+    users = []
     for user, efficiency, names, batches in USERS:
         batch = size.batch * batches
         flops = {name: batch * sum(profiles[name].layer_flops) for name in names}
         speeds = {name: flops[name] / call_s[user][name] for name in names}  # FLOP/s of this machine
         device = min(max(flops.values()) / (BUSY * size.deadline_s), min(speeds.values()) / LEAST_SLOWDOWN)
-        slowdown[user] = {name: TOLD * speed / device for name, speed in speeds.items()}
         users.append(
             Receiver(
                 id=user,
@@ -182,7 +202,7 @@ def _scenario(
                 models=names,
             )
         )
-    return slowdown, Scenario(bandwidth_hz=_bandwidth_hz(users, profiles), models=profiles, users=tuple(users))
+    return Scenario(bandwidth_hz=_bandwidth_hz(users, profiles), models=profiles, users=tuple(users))
 
 
 def _bandwidth_hz(users: Sequence[Receiver], profiles: Mapping[str, ModelProfile]) -> float:
@@ -197,21 +217,26 @@ def _bandwidth_hz(users: Sequence[Receiver], profiles: Mapping[str, ModelProfile
     return sum(needs[:-1]) / USED
 
 
-def _serve(crew: Crew, scenario: Scenario, slowdown: Mapping[str, Mapping[str, float]]) -> dict[str, Ended]:
-    """Serve all users at once, and return what became of each."""
+def _serve(crew: Crew, scenario: Scenario) -> tuple[CallTimes, dict[str, Ended]]:
+    """Serve all users at once, and return how long calls were to take on their devices at full clock, in s, and what became of each."""
     crew.serve(
         bandwidth_hz=scenario.bandwidth_hz,
         margin=MARGIN,
         rates_bps=[user.spectral_efficiency * scenario.bandwidth_hz for user in scenario.users],
     )
+    call_s = _timed(crew.clients)
+    slowdown = _slowdown(scenario, call_s)
     for client, user in zip(crew.clients, scenario.users, strict=True):
-        client.ask(Enlist(client.server, {**asdict(user), "models": list(user.models)}), Enlisted)
+        client.tell(Enlist(client.server, {**asdict(user), "models": list(user.models)}))
     for client in crew.clients:
-        client.tell(Start(dict(slowdown[client.user])))
-    return {client.user: client.hear(Ended) for client in crew.clients}
+        client.hear(Enlisted)
+    for client in crew.clients:
+        client.tell(Start(slowdown[client.user]))
+    emulated_s = {user: {name: s * slowdown[user][name] for name, s in times.items()} for user, times in call_s.items()}
+    return emulated_s, {client.user: client.hear(Ended) for client in crew.clients}
 
 
-def _results(scenario: Scenario, ended: Mapping[str, Ended], about: str) -> dict[str, Any]:
+def _results(scenario: Scenario, ended: Mapping[str, Ended], emulated_s: CallTimes, about: str) -> dict[str, Any]:
     """Return what results.json holds."""
     users: list[dict[str, Any]] = []
     for user in scenario.users:
@@ -227,6 +252,7 @@ def _results(scenario: Scenario, ended: Mapping[str, Ended], about: str) -> dict
                 "finish_s": {"planned": one.given.finish_s, "measured": one.finish_s},
                 "reason": one.given.reason,
                 "clocks": one.given.clocks,
+                "compute_s": _compute_s(scenario, one, emulated_s[user.id]),
                 "layers": {"planned": _planned_layers(scenario, one), "measured": [layer._asdict() for layer in one.layers]},
             }
         )
@@ -239,6 +265,17 @@ def _results(scenario: Scenario, ended: Mapping[str, Ended], about: str) -> dict
         "users": users,
         "other_methods_serve": {method: other.served for method, other in others.items()},
     }
+
+
+def _compute_s(scenario: Scenario, ended: Ended, emulated_s: Mapping[str, float]) -> dict[str, float | None]:
+    """Return how long all layers were to compute, by what was timed before and the clocks that were given, and how long they did, in s."""
+    given = ended.given
+    if given.model is None or not ended.layers:
+        return {"calibrated": None, "measured": None}
+    flops = scenario.models[given.model].layer_flops
+    cycles = sum(work / clock for work, clock in zip(flops, given.clocks, strict=True) if work) / sum(flops)
+    spans = {(layer.started_s, layer.finished_s) for layer in ended.layers}  # layers that ran as one share theirs
+    return {"calibrated": emulated_s[given.model] * cycles, "measured": sum(ended_s - began_s for began_s, ended_s in spans)}
 
 
 def _planned_layers(scenario: Scenario, ended: Ended) -> list[dict[str, float]]:
@@ -264,9 +301,16 @@ def _planned_layers(scenario: Scenario, ended: Ended) -> list[dict[str, float]]:
 
 def _write(out: Path, results: Mapping[str, Any], scenario: Scenario, ended: Mapping[str, Ended]) -> None:
     """Write results.json and the schedule that was measured."""
-    from nmoe.report.deliver import ScheduledUser
-    from nmoe.report.figures.deliver import schedule_figure
+    from nmoe.report.deliver_demo import measured_figure
     from nmoe.report.figures.style import png_bytes
+
+    write_bytes(out / "figures" / "measured.png", png_bytes(measured_figure(results, _measured_users(scenario, ended))))
+    write_json(out / "results.json", results)
+
+
+def _measured_users(scenario: Scenario, ended: Mapping[str, Ended]) -> "list[ScheduledUser]":
+    """Return the users that had a model, as they ran."""
+    from nmoe.report.deliver import ScheduledUser
 
     rows = []
     for user in scenario.users:
@@ -288,5 +332,4 @@ def _write(out: Path, results: Mapping[str, Any], scenario: Scenario, ended: Map
                 finished_s=finished_s,
             )
         )
-    write_bytes(out / "figures" / "measured.png", png_bytes(schedule_figure(rows, planned=len(scenario.users))))
-    write_json(out / "results.json", results)
+    return rows

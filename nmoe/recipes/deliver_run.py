@@ -1,11 +1,12 @@
 """Recipe of ``nmoe deliver run``: one call of a model whose weights are still on their way; and of ``nmoe deliver pack``."""
 
+import inspect
 import json
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
-from nmoe.core.errors import BadFile
+from nmoe.core.errors import BadFile, NmoeError
 from nmoe.core.files import write_bytes
 from nmoe.deliver.architectures import model_builder
 from nmoe.deliver.arriving import build_empty
@@ -122,19 +123,21 @@ def deliver_run(
         options: of ``stream_model``.
 
     Raises:
-        ValueError, NmoeError: as ``stream_model`` does, or when inputs or outputs cannot be read or written.
+        ValueError, NmoeError: as ``stream_model`` does, when the model's own code fails, or inputs or outputs cannot be read or written.
     """
     if output is not None and output.suffix not in (".npy", ".npz", ".safetensors"):
         raise ValueError(f"an output ending in .npy, .npz or .safetensors wanted, got {output}")
     args, keywords = read_call(inputs)
-    builder = model_builder(model, _arguments(model_args))
+    build = _evaluating(model_builder(model, _arguments(model_args)), args, keywords)
     began_s = time.perf_counter()
     example = keywords if not args else args if not keywords else None
-    streamed = stream_model(lambda: builder().eval(), url, example_inputs=example, notify=note, **options)
+    streamed = stream_model(build, url, example_inputs=example, notify=note, **options)
     delivery = delivery_of(streamed)
     try:
         with watch(delivery), torch.inference_mode():
-            tensors, others = named_outputs(streamed(*args, **keywords))
+            with _one_line("the model failed"):
+                returned = streamed(*args, **keywords)
+            tensors, others = named_outputs(returned)
             seconds = time.perf_counter() - began_s
             delivery.wait()
     finally:
@@ -143,19 +146,26 @@ def deliver_run(
         note(f"not tensors, and not written: {', '.join(others)}")
     if output is not None:
         write_outputs(output, tensors)
+    say(
+        _as_json(tensors, seconds, delivery)
+        if as_json
+        else "\n".join(f"{name}: {_dtype(it)} {list(it.shape)}" for name, it in tensors.items())
+    )
     progress = delivery.progress()
-    if as_json:
-        shapes = {
-            name: {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)} for name, tensor in tensors.items()
-        }
-        facts = {"bytes": progress.total_bytes, "fetched_bytes": progress.fetched_bytes, "order": delivery.order}
-        say(json.dumps({"outputs": shapes, "seconds": seconds, **facts, "notices": delivery.notices}))
-        return
-    for name, tensor in tensors.items():
-        say(f"{name}: {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}")
     note(
         f"{seconds:.2f} s; {progress.fetched_bytes / 1e6:.1f} MB of {progress.total_bytes / 1e6:.1f} MB fetched, the rest was in the cache"
     )
+
+
+def _as_json(tensors: Mapping[str, Tensor], seconds: float, delivery: Delivery) -> str:
+    shapes = {name: {"dtype": _dtype(tensor), "shape": list(tensor.shape)} for name, tensor in tensors.items()}
+    progress = delivery.progress()
+    facts = {"bytes": progress.total_bytes, "fetched_bytes": progress.fetched_bytes, "order": delivery.order}
+    return json.dumps({"outputs": shapes, "seconds": seconds, **facts, "notices": delivery.notices})
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def deliver_pack(file: Path, *, model: str | None, model_args: str, inputs: Sequence[str], say: Callable[[str], None]) -> None:
@@ -172,9 +182,38 @@ def deliver_pack(file: Path, *, model: str | None, model_args: str, inputs: Sequ
         return
     if args and keywords:
         raise ValueError("inputs all by position, or all by name, wanted")
-    builder = model_builder(model, _arguments(model_args))
-    empty = build_empty(lambda: builder().eval())
-    say(f"card {pack(file, empty, args or keywords)}, in the order of execution")
+    empty = build_empty(_evaluating(model_builder(model, _arguments(model_args)), args, keywords))
+    with _one_line("the model failed", but=(NmoeError, ValueError, OSError)):
+        card = pack(file, empty, args or keywords)
+    say(f"card {card}, in the order of execution")
+
+
+def _evaluating(builder: Callable[[], nn.Module], args: Sequence[Tensor], keywords: Mapping[str, Tensor]) -> Callable[[], nn.Module]:
+    """Return a function that builds a model for evaluation, and checks that it can be called with these inputs."""
+
+    def build() -> nn.Module:
+        with _one_line("the model cannot be built"):
+            model = builder()
+        if isinstance(model, nn.Module):  # ``build_empty`` refuses anything else
+            model.eval()
+            try:
+                inspect.signature(model.forward).bind(*args, **keywords)
+            except TypeError as error:
+                raise ValueError(f"the inputs are not those of the model: {error}") from error
+        return model
+
+    return build
+
+
+@contextmanager
+def _one_line(failed: str, *, but: tuple[type[Exception], ...] = (NmoeError,)) -> Iterator[None]:
+    """Turn what a model's own code raises into one line, but for errors that are one."""
+    try:
+        yield
+    except but:
+        raise
+    except Exception as error:
+        raise ValueError(f"{failed}: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}") from error
 
 
 def _arguments(text: str) -> dict[str, Any]:

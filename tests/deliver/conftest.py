@@ -88,9 +88,15 @@ class _FaultyHandler(BaseHTTPRequestHandler):
         name = self.path.strip("/")
         asked = re.match(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         server.requests.append((name, (int(asked[1]), int(asked[2]) + 1) if asked else None))
-        status = server.refusals.pop(0) if server.refusals and (not asked or int(asked[1])) else None
+        if server.silent and asked and int(asked[1]):
+            server.silent_asked.set()
+            server.closing.wait(30)
+            return
+        status = server.refusals.pop(0) if server.refusals and (server.refuses_beginnings or not asked or int(asked[1])) else None
         if name not in server.files or status:
             self.send_response(status or 404)
+            for header in server.refusal_headers.items():
+                self.send_header(*header)
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
@@ -140,14 +146,16 @@ class FaultyServer:
 
     ``holds``: bytes from there on are withheld until ``released`` is set. ``breaks``: connections end there. ``stalls``: nothing more is
     sent on that connection. ``wrong_bytes``: sent with a bit flipped. ``refusals``: statuses of the next requests that are not for the
-    beginning of a file.
+    beginning of a file, or for one too where ``refuses_beginnings``, sent with ``refusal_headers``. ``silent``: requests that are not for
+    the beginning get no answer, not even headers.
     """
 
     def __init__(self):
         self.files, self.etag, self.ranges = {}, "one", True
         self.requests, self.sent_bytes = [], 0
+        self.silent, self.refuses_beginnings, self.refusal_headers = False, False, {}
         self.holds, self.breaks, self.stalls, self.wrong_bytes, self.refusals = [], [], [], [], []
-        self.released, self.closing = threading.Event(), threading.Event()
+        self.released, self.closing, self.silent_asked = threading.Event(), threading.Event(), threading.Event()
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), _FaultyHandler)
         self._http.daemon_threads, self._http.owner = True, self
         self.url = f"http://127.0.0.1:{self._http.server_port}"

@@ -1,8 +1,11 @@
 """The door to HTTP: what servers say is checked, and rates are bounded."""
 
+import threading
+import time
+
 import pytest
 
-from nmoe.deliver.http import BrokenTransfer, DeliveryError, Pace, Source
+from nmoe.deliver.http import BrokenTransfer, DeliveryError, Pace, Source, UnknownHost
 from nmoe.deliver.remote import check_url, file_name
 
 DATA = bytes(range(256)) * 1000
@@ -68,7 +71,7 @@ def test_the_pace_lets_no_more_bytes_pass_than_its_rate():
     assert Pace(None).book(10**9) == 0
 
 
-@pytest.mark.parametrize("url", ["", "f", "ftp://h/f", "http:///f", "file:///f"])
+@pytest.mark.parametrize("url", ["", "f", "ftp://h/f", "http:///f", "file:///f", "http://[::1/f", "http://h:x/f"])
 def test_other_addresses_are_refused(url):
     with pytest.raises(ValueError, match="http or https"):
         check_url(url)
@@ -76,3 +79,46 @@ def test_other_addresses_are_refused(url):
 
 def test_a_file_has_the_last_name_of_its_address():
     assert file_name("https://h/a/b%20c.safetensors?x=1") == "b c.safetensors"
+
+
+def test_closing_breaks_off_a_request_that_waits_for_headers(source, server):
+    remote, _ = source.open(f"{server.url}/f", 1000)
+    server.silent, reasons = True, []
+
+    def read():
+        try:
+            list(source.read(remote, 2000, 3000))
+        except DeliveryError as error:
+            reasons.append(str(error))
+
+    reader = threading.Thread(target=read)
+    began_s = time.monotonic()
+    reader.start()
+    assert server.silent_asked.wait(4)
+    source.close()
+    reader.join(4)
+    assert not reader.is_alive()
+    assert time.monotonic() - began_s < 4, "the stall timeout is 5 s"
+    assert "cannot reach" in reasons[0]
+
+
+def test_empty_files_are_called_so(source, server):
+    server.files["g"] = b""
+    with pytest.raises(DeliveryError, match=r"/g is an empty file"):
+        source.open(f"{server.url}/g", 10)
+
+
+def test_a_refusal_says_when_to_come_again(source, server):
+    server.refusals, server.refuses_beginnings, server.refusal_headers = [503, 503], True, {"Retry-After": "7"}
+    with pytest.raises(BrokenTransfer, match="answers 503") as refused:
+        source.open(f"{server.url}/f", 10)
+    assert refused.value.retry_after_s == 7
+    server.refusal_headers = {"Retry-After": "soon"}
+    with pytest.raises(BrokenTransfer) as refused:
+        source.open(f"{server.url}/f", 10)
+    assert refused.value.retry_after_s == 0
+
+
+def test_a_host_without_an_address_is_told_from_a_broken_transfer(source):
+    with pytest.raises(UnknownHost):
+        source.open("http://no-such-host.invalid/f", 10)

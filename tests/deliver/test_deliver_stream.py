@@ -1,6 +1,7 @@
 """Streaming: bit for bit the loaded model, layer by layer as bytes come. Faults of the network are in test_deliver_fetch."""
 
 import gc
+import hashlib
 import json
 import threading
 import time
@@ -305,3 +306,135 @@ def test_arguments_that_cannot_be_are_refused(server, stream, options):
 def test_a_model_from_elsewhere_has_no_delivery():
     with pytest.raises(ValueError, match="stream_model"):
         delivery_of(nn.Linear(1, 1))
+
+
+class Collecting(nn.Module):
+    """Changes the list that it is called with."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(200, 200), nn.Linear(200, 200)
+
+    def forward(self, x, *, seen):
+        seen.append(self.first(x))
+        return self.second(seen[-1]) * len(seen)
+
+
+def test_tracing_shares_nothing_with_the_call(server, stream):
+    file = saved(Collecting())
+    server.files[NAME], server.holds = file, [len(file) - 1]
+    model, seen = stream(Collecting), []
+    x, delivery = torch.rand(2, 200), delivery_of(model)
+    model.second.register_forward_pre_hook(lambda *_: server.released.set() if reordered(delivery) else None)
+    assert torch.equal(model(x, seen=seen), loaded(Collecting, file)(x, seen=[]))
+    assert [tensor.device.type for tensor in seen] == ["cpu"]
+    assert delivery.order == "traced"
+
+
+def reordered(delivery):
+    """Wait until the order was traced."""
+    until_s = time.monotonic() + 30
+    while delivery.order == "module tree" and not delivery.notices and time.monotonic() < until_s:
+        time.sleep(0.01)
+    return True
+
+
+def test_a_cache_of_keys_is_not_shared_with_tracing(server, stream):
+    transformers = pytest.importorskip("transformers")
+    file = saved(decoder())
+    server.files[NAME], server.holds = file, [len(file) - 1]
+    model, cache = stream(decoder), transformers.DynamicCache()
+    delivery = delivery_of(model)
+    model.model.layers[1].register_forward_pre_hook(lambda *_: server.released.set() if reordered(delivery) else None)
+    with torch.no_grad():
+        got = model(IDS, past_key_values=cache, use_cache=True).logits
+        wanted = loaded(decoder, file)(IDS, past_key_values=transformers.DynamicCache(), use_cache=True).logits
+    assert torch.equal(got, wanted)
+    assert cache.get_seq_length() == IDS.shape[1]
+    assert delivery.order == "traced"
+
+
+def test_a_call_that_cannot_be_copied_is_not_traced(server, stream):
+    class Generous(Tied):
+        def forward(self, batches):
+            return super().forward(next(batches))
+
+    file = saved(Generous())
+    server.files[NAME] = file
+    model = stream(Generous)
+    assert torch.equal(model(iter(batch for batch in [IDS])), loaded(Generous, file)(iter([IDS])))
+    assert delivery_of(model).notices in ([], ["the order of execution could not be traced: TypeError"])
+
+
+def test_closing_does_not_wait_for_a_silent_server(server, stream):
+    server.files[NAME], server.silent = saved(Tied(4000)), True
+    model = stream(lambda: Tied(4000), stall_timeout_s=30.0)
+    assert server.silent_asked.wait(10)
+    began_s = time.monotonic()
+    delivery_of(model).close()
+    assert time.monotonic() - began_s < 10
+
+
+def test_a_module_kept_alone_keeps_its_download(server, tmp_path):
+    file = saved(Tied(4000))
+    server.files[NAME], server.holds = file, [len(file) // 2]
+    model = stream_model(lambda: Tied(4000), f"{server.url}/{NAME}", cache_dir=tmp_path / "c", card=False)
+    delivery, embed, early = delivery_of(model), model.embed, model.early
+    del model
+    gc.collect()
+    server.released.set()
+    wanted = loaded(lambda: Tied(4000), file)
+    assert torch.equal(early(embed(IDS)), wanted.early(wanted.embed(IDS)))
+    del embed, early
+    gc.collect()
+    delivery.close()
+
+
+def test_a_model_can_be_saved_whole_while_it_comes(server, stream, tmp_path):
+    server.files[NAME] = saved(Tied())
+    torch.save(stream(Tied), tmp_path / "m.pt")
+    again = torch.load(tmp_path / "m.pt", weights_only=False)
+    assert torch.equal(again(IDS), loaded(Tied, server.files[NAME])(IDS))
+    assert delivery_of(again).finished
+
+
+def test_secrets_of_an_address_are_kept(server, tmp_path):
+    server.files[f"{NAME}?sign=secret"] = saved(Tied())
+    url = f"{server.url.replace('//', '//user:secret@')}/{NAME}?sign=secret"
+    model = stream_model(Tied, url, cache_dir=tmp_path, card=False)
+    delivery_of(model).wait()
+    delivery_of(model).close()
+    assert [path for path in tmp_path.rglob("*.json") if "secret" in path.read_text()] == []
+    stream_model(Tied, url, cache_dir=tmp_path, revalidate=False)
+    for wrong in (url.replace("model", "none"), url.replace("http", "ftp")):
+        with pytest.raises((NmoeError, ValueError), match=server.url.rpartition("/")[2]) as refused:
+            stream_model(Tied, wrong, cache_dir=tmp_path)
+        assert "secret" not in str(refused.value)
+
+
+def test_opening_is_tried_until_the_deadline(server, stream, tmp_path):
+    server.files[NAME], server.refuses_beginnings, server.refusal_headers = saved(Tied()), True, {"Retry-After": "1"}
+    server.refusals = [503, 429]
+    model = stream(Tied, card=False)
+    assert torch.equal(model(IDS), loaded(Tied, server.files[NAME])(IDS))
+    assert "answers 503" in delivery_of(model).notices[0]
+    before, server.refusals = len(server.requests), [404]
+    with pytest.raises(NmoeError, match="answers 404"):
+        stream(Tied, card=False, cache_dir=tmp_path / "2")
+    assert len(server.requests) == before + 1, "which another try would not change"
+    server.refusals, server.refusal_headers = [503], {"Retry-After": "100"}
+    with pytest.raises(NmoeError, match="answers 503"):
+        stream(Tied, card=False, cache_dir=tmp_path / "3")
+
+
+def test_a_card_that_cannot_be_read_is_only_told(server, stream):
+    server.files[NAME], server.files[f"{NAME}.card.json"] = saved(Tied()), b"{"
+    model = stream(Tied)
+    assert torch.equal(model(IDS), loaded(Tied, server.files[NAME])(IDS))
+    assert "no card" in delivery_of(model).notices[0]
+
+
+def test_a_hash_may_be_in_capitals(server, stream):
+    server.files[NAME] = saved(Tied())
+    model = stream(Tied, sha256=hashlib.sha256(server.files[NAME]).hexdigest().upper())
+    delivery_of(model).wait()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-SMALL = ["--nodes", "4", "--split", "shards:3", "--rounds", "2", "--gate-rounds", "12", "--gate-sync", "trunk"]
+SMALL = ["--nodes", "4", "--split", "shards:3", "--rounds", "1", "--gate-rounds", "12", "--gate-sync", "trunk"]
 NOISY = ["--channel", "rayleigh", "--snr", "-10:20", "--channel-gate", "joint"]
 
 

@@ -7,13 +7,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
 
+from nmoe.core.bundle import ModelSpec
 from nmoe.core.errors import NmoeError
-from nmoe.recipes.deliver_crew import Crew, CrewProcess
-from nmoe.recipes.deliver_demo import USERS
-from nmoe.report.deliver_demo import demo_table
+from nmoe.deliver.member import GivenShare, LayerTimes
+from nmoe.deliver.scenario import ModelProfile, Receiver, Scenario
+from nmoe.recipes.deliver_client import Calibrate, Ended, Setting, Timed
+from nmoe.recipes.deliver_crew import Crew, CrewClient, CrewProcess
+from nmoe.recipes.deliver_demo import TOLD, USERS, _compute_s, _slowdown
+from nmoe.report.deliver import ScheduledUser
+from nmoe.report.deliver_demo import demo_table, measured_figure
 
 
 def processes_of(mark: str) -> list[int]:
@@ -79,25 +86,100 @@ def test_a_crew_without_links_says_why(tmp_path):
         assert not crew.isolated
 
 
-def test_the_table_says_who_was_late():
-    user = {
-        "id": "a",
-        "served": {"planned": True, "measured": False},
-        "model": "vit",
-        "bandwidth_share": 0.25,
-        "deadline_s": 4.0,
-        "reason": "",
-    }
-    results = {
-        "served": {"planned": 1, "measured": 0},
-        "users": [{**user, "finish_s": {"planned": 3.5, "measured": 4.5}}],
-        "other_methods_serve": {"dai": 0},
-    }
-    from rich.console import Console
+def results_of(*, in_time: int, stretch: float = 1.0) -> dict[str, Any]:
+    """Return a demo's results: three users planned for, the first ``in_time`` of whom were in time, and one not planned for."""
+    users: list[dict[str, Any]] = [
+        {
+            "id": f"user{number}",
+            "served": {"planned": True, "measured": number < in_time},
+            "model": "vit",
+            "bandwidth_share": 0.25,
+            "deadline_s": 4.0,
+            "finish_s": {"planned": 3.5, "measured": 3.6 if number < in_time else 4.5},
+            "compute_s": {"calibrated": 2.0, "measured": 2.0 * (stretch if number == 1 else 1.0)},
+            "reason": "",
+        }
+        for number in range(3)
+    ]
+    unserved = {"served": {"planned": False, "measured": False}, "model": None, "bandwidth_share": 0.0, "reason": "too far"}
+    nothing = {"finish_s": {"planned": None, "measured": None}, "compute_s": {"calibrated": None, "measured": None}}
+    users.append({**users[0], **unserved, **nothing, "id": "edge"})
+    return {"served": {"planned": 3, "measured": in_time}, "users": users, "other_methods_serve": {"dai": 0}}
 
-    console = Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: SIM115, PTH123
-    console.print(demo_table(results))
-    text = console.export_text()
-    console.file.close()
-    assert "late" in text
+
+def text_of(results: dict[str, Any]) -> str:
+    console = Console(width=80)
+    with console.capture() as caught:
+        console.print(demo_table(results))
+    return caught.get()
+
+
+def test_the_table_says_who_was_late():
+    text = text_of(results_of(in_time=1))
+    assert text.count("late") == 2
     assert "25.0 %" in text
+
+
+@pytest.mark.parametrize(("stretch", "said"), [(1.4, True), (1.11, True), (1.09, False), (0.5, False)])
+def test_a_machine_that_was_busier_is_told(stretch, said):
+    text = text_of(results_of(in_time=1, stretch=stretch))
+    assert (f"busier while serving than when timed (x{stretch:.1f})" in text) == said
+
+
+@pytest.mark.parametrize("in_time", [0, 1, 3])
+def test_the_figure_counts_who_was_in_time_as_the_table_does(in_time):
+    results = results_of(in_time=in_time)
+    rows = [
+        ScheduledUser(
+            id=user["id"],
+            model="vit",
+            bandwidth_share=0.25,
+            deadline_s=4.0,
+            energy_j=1.0,
+            energy_used_j=1.0,
+            clocks=(0.5,),
+            downloaded_s=(1.0,),
+            started_s=(1.0,),
+            finished_s=(user["finish_s"]["measured"],),
+        )
+        for user in results["users"]
+        if user["model"]
+    ]
+    figure = measured_figure(results, rows)
+    assert figure.get_suptitle() == f"{in_time} of 4 served in time (3 planned)"
+    late = ["late" in label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert late == [number >= in_time for number in range(3)]
+
+
+def test_devices_are_slowed_to_what_was_promised_and_never_sped_up():
+    model = ModelProfile(name="m", layer_bytes=(1e6, 1e6), layer_flops=(1e9, 3e9))
+    told = {"spectral_efficiency": 1.0, "deadline_s": 5.0, "energy_j": 1.0, "power_w": 1.0, "layer_overhead_s": 0.0, "models": ("m",)}
+    user = Receiver(id="a", batch=2, device_flops=2e9, **told)
+    case = Scenario(bandwidth_hz=1e6, models={"m": model}, users=(user,))
+    assert _slowdown(case, {"a": {"m": 1.0}})["a"]["m"] == pytest.approx(TOLD * 4)  # 8e9 operations in 1 s on a device of 2e9 per s
+    assert _slowdown(case, {"a": {"m": 100.0}})["a"]["m"] == 1.0
+
+
+def test_computing_is_compared_with_what_was_timed_at_the_given_clocks():
+    model = ModelProfile(name="m", layer_bytes=(1e6, 1e6, 1e6), layer_flops=(1e9, 3e9, 0.0))
+    case = Scenario(bandwidth_hz=1e6, models={"m": model}, users=())
+    given = GivenShare(
+        id="a", served=True, model="m", file="f", bandwidth_share=1.0, rate_bps=1.0, clocks=(0.5, 1.0, 0.0), finish_s=1.0, energy_j=1.0,
+        slack_s=0.0, reason="", spectral_efficiency=1.0, sent_bytes=0,
+    )  # fmt: skip
+    layers = (LayerTimes(0.5, 1.0, 2.0), LayerTimes(1.5, 2.5, 6.5), LayerTimes(1.5, 2.5, 6.5))  # the last two ran as one
+    found = _compute_s(case, Ended(given, 6.5, layers), {"m": 4.0})
+    assert found == {"calibrated": pytest.approx(2.0 + 3.0), "measured": pytest.approx(1.0 + 4.0)}
+
+
+def test_a_client_times_for_as_long_as_it_is_told(tmp_path):
+    spec = ModelSpec(kind="fixup_resnet", arguments={"in_channels": 3, "widen": 1})
+    client = CrewClient("a", Setting(models={"m": spec}, batch=1, image_size=32, seed=0, cache=str(tmp_path)), isolated=False)
+    try:
+        client.process.line()
+        client.ask(Calibrate(0.0), Timed)
+        began_s = time.monotonic()
+        assert client.ask(Calibrate(1.0), Timed).call_s["m"] > 0
+        assert time.monotonic() - began_s >= 1.0
+    finally:
+        client.process.end()

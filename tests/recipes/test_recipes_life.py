@@ -15,7 +15,7 @@ import pytest
 from nmoe.data import load
 from nmoe.node import MeshProcesses
 
-SMALL = ["--nodes", "4", "--split", "shards:3", "--rounds", "3", "--gate-rounds", "12", "--gate-sync", "every:2"]
+SMALL = ["--nodes", "4", "--split", "shards:3", "--rounds", "2", "--gate-rounds", "12", "--gate-sync", "every:2"]
 
 
 def start(*words: str, cwd: Path | None = None) -> subprocess.Popen[str]:
@@ -144,7 +144,7 @@ def test_demo_keeps_its_promises(tmp_path: Path) -> None:
 
 def test_privacy_budget_is_spent_and_reported(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    finish("train", *SMALL, "--dp-epsilon", "8", "--out", str(run))
+    finish("train", *SMALL, "--rounds", "1", "--dp-epsilon", "8", "--out", str(run))
     privacy = json.loads((run / "results.json").read_text())["privacy"]
     assert privacy["epsilon"] == pytest.approx(8, rel=1e-3)
     assert privacy["delta"] == 1e-5
@@ -159,7 +159,7 @@ def test_privacy_budget_is_spent_and_reported(tmp_path: Path) -> None:
     ],
 )
 def test_other_methods_run_from_the_command_line(words: list[str], tmp_path: Path) -> None:
-    finish("train", "--nodes", "5", "--split", "iid", "--rounds", "4", "--gate-rounds", "10", *words, "--out", str(tmp_path / "run"))
+    finish("train", "--nodes", "5", "--split", "iid", "--rounds", "3", "--gate-rounds", "10", *words, "--out", str(tmp_path / "run"))
     accuracy = json.loads((tmp_path / "run" / "results.json").read_text())["accuracy"]
     assert accuracy["nmoe"]["global"] > 0.6  # every node has every class: about 0.9, a tenth by chance
     assert accuracy["nmoe"]["global"] <= accuracy["oracle_gate"]["global"]
@@ -170,7 +170,7 @@ def test_own_images_resume_from_another_folder_and_are_answered(tmp_path: Path) 
     digits = load("digits").train
     np.savez(tmp_path / "own.npz", images=digits.images[:300, :, :, 0], labels=digits.labels[:300])
     np.savez(tmp_path / "new.npz", images=digits.images[300:304])
-    words = ["train", "--data", "own.npz", "--nodes", "3", "--split", "iid", "--rounds", "2", "--gate-rounds", "4", "--out", "run"]
+    words = ["train", "--data", "own.npz", "--nodes", "3", "--split", "iid", "--rounds", "2", "--gate-rounds", "2", "--out", "run"]
     process = start(*words, cwd=tmp_path)
     wait_for_round(tmp_path / "run", "features", 1, process)
     process.kill()

@@ -119,6 +119,13 @@ def test_the_chart_has_a_row_per_user_and_a_bar_per_layer():
     assert "3 of 5 users" in schedule_figure(users, planned=5).get_suptitle()
 
 
+def test_a_title_may_be_given_and_late_rows_say_so():
+    case = scenario(3)
+    figure = schedule_figure(scheduled_users(case, plan(case)), planned=3, title="2 of 3 served in time", late={"user1"})
+    assert figure.get_suptitle() == "2 of 3 served in time"
+    assert ["late" in label.get_text() for label in figure.axes[0].get_yticklabels()] == [False, True, False]
+
+
 @pytest.mark.parametrize("count", [0, 1, 5, 40, MOST_SHOWN + 1])
 def test_any_number_of_users_draws(count: int):
     case = scenario(max(count, 1), poor=int(count == 0), bandwidth_hz=1e10)

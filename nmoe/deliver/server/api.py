@@ -118,7 +118,8 @@ class DeliveryApi:
         stretch = None
         if request.headers.get("if-range", file.etag) in (file.etag, modified):
             try:
-                stretch = wanted_stretch(request.headers.get("range"), file.size)
+                asked = request.headers.getlist("range")  # several headers are several ranges: ignored, as those of one header are
+                stretch = wanted_stretch(asked[0] if len(asked) == 1 else None, file.size)
             except Unsatisfiable as error:
                 refused = {**headers, "content-range": f"bytes */{file.size}"}
                 raise TurnedDown(

@@ -8,7 +8,7 @@ import msgspec
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import nmoe
@@ -114,8 +114,16 @@ async def _tell_unknown(request: Request, error: Exception) -> Response:
     path = request.url.path
     if error.status_code == HTTPStatus.NOT_FOUND:
         return TurnedDown(404, f"there is nothing at {quoted(path)}; /docs lists what there is").response()
-    headers = None if error.headers is None else dict(error.headers)
+    headers = {} if error.headers is None else dict(error.headers)
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:  # Starlette names the methods of one route, and a path has several
+        headers["Allow"] = ", ".join(sorted(_methods(request)))
     return TurnedDown(error.status_code, f"another method than {request.method} wanted at {quoted(path)}", headers).response()
+
+
+def _methods(request: Request) -> set[str]:
+    """Return what may be asked of a request's path."""
+    routes = [route for route in request.app.routes if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE]
+    return {method for route in routes for method in route.methods or ()}
 
 
 async def _tell_failed(_: Request, error: Exception) -> Response:

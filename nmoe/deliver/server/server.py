@@ -23,7 +23,7 @@ from nmoe.deliver.server.metrics import DeliveryMetrics
 from nmoe.deliver.server.replanner import DeliverySettings, Replanner
 from nmoe.deliver.server.transfer import Timing
 
-MAX_HEADER_BYTES = 16 << 10
+MAX_HEADER_BYTES = 16 << 10  # of a header that is not whole yet; one that comes whole in one read may fill that read, 256 KiB
 MAX_CONNECTIONS = 1024
 HEADER_S = 10.0  # a client has this long to write a request's header, and a closed one to go
 KEEP_ALIVE_S = 30
@@ -61,7 +61,7 @@ class DeliveryServer:
         self._api = DeliveryApi(ModelFolder(folder), self.replanner, timing=timing, metrics=metrics)
         config = uvicorn.Config(
             create_app(self._api, metrics),
-            http=H11Protocol,  # slower than httptools, but it bounds headers
+            http=H11Protocol,  # slower than httptools, but it bounds what is kept of an unfinished header
             h11_max_incomplete_event_size=MAX_HEADER_BYTES,
             ws="none",
             lifespan="off",

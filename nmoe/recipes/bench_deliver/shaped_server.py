@@ -36,7 +36,6 @@ class ShapedServer(ThreadingHTTPServer):
         if pause_s > 0:
             time.sleep(pause_s)
 
-
     def handle_error(self, request: object, client_address: object) -> None:
         """Say nothing: clients leave as they please."""
 

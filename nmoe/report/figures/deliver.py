@@ -1,7 +1,7 @@
 """Deliveries: when each layer of each user's model arrives and is computed, and how much of their limits users take."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,16 +30,19 @@ def _row_in(count: int) -> float:
 
 
 @styled
-def schedule_figure(users: Sequence[ScheduledUser], *, planned: int) -> Figure:
+def schedule_figure(users: Sequence[ScheduledUser], *, planned: int, title: str | None = None, late: Collection[str] = ()) -> Figure:
     """Draw a Gantt chart: a row per served user, its layers' downloads above and their computing below, its deadline as a mark.
 
     Args:
         users: those who are served, in the order in which rows are drawn; the first ``MOST_SHOWN`` are.
         planned: how many users the plan knows, served or not.
+        title: None says that all of ``users`` are served.
+        late: ids of those whose answer came after the deadline; their rows say so.
     """
     shown = users[:MOST_SHOWN]
+    title = f"{len(users)} of {planned} users served" if title is None else title
     rest = f" (the first {len(shown)} are shown)" if len(shown) < len(users) else ""
-    figure = new_figure(1.35 + _row_in(len(shown)) * max(1, len(shown)), f"{len(users)} of {planned} users served{rest}")
+    figure = new_figure(1.35 + _row_in(len(shown)) * max(1, len(shown)), f"{title}{rest}")
     axes = figure.subplots()
     if not shown:
         _say_nobody(axes)
@@ -50,7 +53,7 @@ def schedule_figure(users: Sequence[ScheduledUser], *, planned: int) -> Figure:
     axes.set_xlim(0, 1.01 * end_s)
     axes.set_xlabel("time from the request, s")
     axes.grid(axis="x")
-    _name_rows(axes, shown)
+    _name_rows(axes, shown, late=late)
     clocks = [clock for user in shown for clock in user.clocks]
     if min(clocks) < 0.999:
         shrink = min(1.0, 1.6 / figure.get_figheight())
@@ -100,12 +103,14 @@ def _number(axes: Axes, layer: int, began_s: float, ended_s: float, height: floa
         axes.text((began_s + ended_s) / 2, height, str(layer + 1), ha="center", va="center", fontsize=6, color=colour)
 
 
-def _name_rows(axes: Axes, users: Sequence[ScheduledUser]) -> None:
+def _name_rows(axes: Axes, users: Sequence[ScheduledUser], *, late: Collection[str] = ()) -> None:
     """Name the rows of a chart after users and models, the first on top."""
-    names = [
-        f"{_short(user.id)}  {_short(user.model)}" if len(users) > FEW else f"{_short(user.id)}\n{_short(user.model)}" for user in users
-    ]
+    between = "  " if len(users) > FEW else "\n"
+    names = [f"{_short(user.id)}{between}{_short(user.model)}{', late' if user.id in late else ''}" for user in users]
     axes.set_yticks(range(len(users)), names, fontsize=7.5 if len(users) <= MANY else 6)
+    for label, user in zip(axes.get_yticklabels(), users, strict=True):
+        if user.id in late:
+            label.set(color=ORANGE, fontweight="bold")
     axes.set_ylim(len(users) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
 

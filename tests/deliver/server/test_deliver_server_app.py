@@ -102,6 +102,11 @@ def test_what_is_no_single_range_gets_the_whole_file(site, data, asked):
     assert (answer.status_code, answer.content) == (200, data)
 
 
+def test_two_range_headers_are_both_ignored(site, data):
+    answer = site("GET", FILE, headers=[("range", "bytes=0-1"), ("range", "bytes=4-5")])
+    assert (answer.status_code, answer.content) == (200, data)
+
+
 def test_a_range_beyond_the_end_is_416(site, data):
     answer = site("GET", FILE, headers={"range": f"bytes={len(data)}-"})
     assert answer.status_code == 416
@@ -304,6 +309,9 @@ def test_a_bad_body_is_one_line(site, body, status):
 def test_another_content_type_or_method_or_path(site):
     assert site("PUT", "/users/a", content=b"x", headers={"content-type": "text/plain"}).status_code == 415
     assert site("POST", FILE).status_code == 405
+    assert site("POST", FILE).headers["allow"] == "GET, HEAD"
+    assert site("POST", "/users/a").headers["allow"] == "DELETE, GET, PUT"
+    assert "allow" not in site("GET", "/nothing").headers
     assert site("GET", "/nothing").status_code == 404
     assert site("PUT", "/users/a b", json=USER).status_code == 400
 

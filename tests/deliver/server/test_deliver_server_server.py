@@ -1,5 +1,6 @@
 """The server over real sockets: paced, outlived by nobody, not stopped by slow, dead or malicious clients."""
 
+import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import httpx
 import pytest
 
 from nmoe.deliver.server import DeliveryServer, DeliverySettings, ServerError
+from nmoe.deliver.server import api as api_module
 from nmoe.deliver.server import server as server_module
 
 FILE = "/files/large.safetensors"
@@ -130,6 +132,48 @@ def test_a_header_that_never_ends_is_cut(serve, monkeypatch):
     with socket.create_connection((client.base_url.host, client.base_url.port), timeout=20) as slow:
         slow.sendall(b"GET / HTTP/1.1\r\n")
         assert slow.recv(100) == b"", "closed"
+
+
+def test_a_header_that_comes_drop_by_drop_is_cut(serve, monkeypatch):
+    monkeypatch.setattr(server_module, "HEADER_S", 0.4)
+    client = serve()
+    with socket.create_connection((client.base_url.host, client.base_url.port), timeout=20) as slow:
+        slow.sendall(b"GET / HTTP/1.1\r\n")
+
+        def cut() -> bool:
+            try:
+                slow.sendall(b"X: y\r\n")
+            except OSError:
+                return True
+            return False
+
+        assert until(cut, 10)
+    assert client.get("/plan").status_code == 200
+
+
+def test_a_body_that_does_not_come_is_cut(serve, monkeypatch):
+    monkeypatch.setattr(api_module, "BODY_S", 0.2)
+    client = serve()
+    with socket.create_connection((client.base_url.host, client.base_url.port), timeout=20) as slow:
+        slow.sendall(b"PUT /users/a HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        assert slow.recv(100).startswith(b"HTTP/1.1 408 ")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_at_once(models, write, number):
+    write(models, "large", layers=4, width=500)
+    words = [sys.executable, "-m", "nmoe", "deliver", "serve", str(models), "--http", "127.0.0.1:0", "--bandwidth-hz", "1e4"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        host, port = process.stdout.readline().strip().rpartition("//")[2].split(":")
+        with socket.create_connection((host, int(port))) as slow, socket.create_connection((host, int(port))) as reading:
+            slow.sendall(b"GET / HTTP/1.1\r\n")
+            reading.sendall(f"GET {FILE} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            assert reading.recv(12) == b"HTTP/1.1 200"
+            process.send_signal(number)
+            assert process.wait(10) in {0, 130}
+        assert "Traceback" not in process.stderr.read()
 
 
 def test_an_address_in_use_is_one_line(models, serve):
