@@ -44,7 +44,7 @@ class BrokenTransfer(DeliveryError):
 
 
 class UnknownHost(BrokenTransfer):
-    """A server whose name has no address: a typing mistake at the beginning, a lost network later."""
+    """A server whose name has no address, or no valid certificate: a mistake at the beginning, a lost network later."""
 
 
 class FileChanged(DeliveryError):
@@ -277,9 +277,9 @@ def _break_off(sock: socket.socket) -> None:
 
 
 def _of_name(error: BaseException | None) -> bool:
-    """Say whether it was looking up a name that failed."""
+    """Say whether it was looking up a name, or proving it, that failed."""
     while error is not None:
-        if isinstance(error, socket.gaierror):
+        if isinstance(error, socket.gaierror | ssl.SSLCertVerificationError):
             return True
         error = error.__cause__ or error.__context__
     return False
