@@ -156,7 +156,7 @@ def test_privacy_budget_is_spent_and_reported(tmp_path: Path) -> None:
     "words",
     [
         ["--extractor", "fedce", "--gate", "rangate", "--neighbours", "2", "--mix", "logits"],
-        ["--gate", "rollgate", "--gate-reading", "B", "--participation", "0.5"],
+        pytest.param(["--gate", "rollgate", "--gate-reading", "B", "--participation", "0.5"], marks=pytest.mark.slow),
     ],
 )
 def test_other_methods_run_from_the_command_line(words: list[str], tmp_path: Path) -> None:
