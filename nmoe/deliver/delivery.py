@@ -174,7 +174,7 @@ class Delivery:
         """End the threads, and wait until they have ended; what has arrived stays in the cache."""
         if self._fetcher is not None:
             self._fetcher.close()
-        if self._beside is not None:
+        if self._beside is not None and self._beside is not threading.current_thread():
             self._beside.join()
 
 

@@ -69,7 +69,7 @@ def least_energy(scenario: Scenario, user: Receiver, model: ModelProfile, share:
             for end in range(at + 1, depth + 1)
             if left[end] > left[at]
         )
-        clock = max(1 / slope, lowest)
+        clock = max(1 / max(slope, 1.0), lowest)  # less is rounding: there is time for the work
         energy += work * (user.power_w * clock**2 + user.static_power_w / clock)
     return energy
 
