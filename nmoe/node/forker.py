@@ -157,8 +157,8 @@ class Forker:
                 theirs.sendall(data)
 
         def tell(line: str) -> None:
+            say(READY)  # first: whoever reads the line may kill this node at once, and the forker must know that it was ready
             print_line(line)
-            say(READY)
 
         try:
             signal.set_wakeup_fd(-1)

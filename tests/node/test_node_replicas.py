@@ -83,6 +83,21 @@ def test_replicas_share_the_work(images: Tensor, pair: Any) -> None:
         assert min(asked.values()) >= 1, asked  # one that was slow once is measured again
 
 
+def killed_when_asked(served: Pair, faulty: NodeRunner) -> Callable[[bytes, Callable[[bytes], None]], None]:
+    """Return an expert service that dies as it is asked for a request; the other replica's examination is answered."""
+    answer = faulty.server._asked
+
+    def ask(data: bytes, respond: Callable[[bytes], None]) -> None:
+        request = decode(data)
+        assert isinstance(request, ExpertRequest)
+        if request.origin == served.asker.name:
+            served.hub.kill(faulty.name)
+        else:
+            answer(data, respond)
+
+    return ask
+
+
 @pytest.mark.parametrize("fault", ["busy", "killed", "nonsense"])
 def test_a_replica_stands_in_at_once(mesh: Any, images: Tensor, pair: Any, eventually: Any, fault: str) -> None:
     with pair(lease_s=None) as served:
@@ -96,7 +111,7 @@ def test_a_replica_stands_in_at_once(mesh: Any, images: Tensor, pair: Any, event
         elif fault == "nonsense":
             faulty.transport.serve(Service.EXPERT, lambda data, respond: respond(b"nonsense"))
         else:
-            faulty.transport.serve(Service.EXPERT, lambda data, respond: served.hub.kill(faulty.name))  # as it is asked
+            faulty.transport.serve(Service.EXPERT, killed_when_asked(served, faulty))
         for _ in range(300):  # until the faulty one has been asked
             reply = served.client.infer("node-0", images, deadline_s=5)
             assert torch.allclose(reply.probabilities, reference, atol=1e-5)
