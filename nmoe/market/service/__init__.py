@@ -1,0 +1,1 @@
+"""Service: a market over HTTP, one sealed auction per epoch."""
