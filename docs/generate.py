@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs" / "methods"
-FAMILIES = ("learn", "federate", "moe", "channel", "deliver")
+FAMILIES = ("learn", "federate", "moe", "channel", "deliver", "market")
 SINGLE_FILES = ("node/protocol.py",)
 NOTE = "<!-- Written by docs/generate.py from the docstring of {path}. Change it there, then run: make docs -->"
 

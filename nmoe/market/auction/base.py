@@ -4,6 +4,7 @@ A market sells one divisible good, edge compute, in units of which each user dem
 """
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import ClassVar
@@ -63,8 +64,7 @@ class Bids:
             if column.shape != (len(self.ids),):
                 raise BadBids(f"{name} must have one number per user, {len(self.ids)}, got shape {column.shape}")
         if len(set(self.ids)) != len(self.ids):
-            first: set[str] = set()
-            twice = next(name for name in self.ids if name in first or first.add(name))
+            twice = Counter(self.ids).most_common(1)[0][0]
             raise BadBids(f"user {twice!r} is there twice")
         if "" in self.ids:
             raise BadBids(f"row {self.ids.index('') + 1} has an empty id")
@@ -114,8 +114,8 @@ class Outcome:
         mechanism: its name.
         draw: the draw that it was cleared with.
         reason: per user, a ``Reason``; ``SERVED`` is 0.
-        unit_price: what each user is asked per unit, the provider's cost included: winners pay it, losers bid less; infinite where no price is
-            offered, 0 where nothing is demanded.
+        unit_price: what each user is asked per unit, the provider's cost included: winners pay it, losers bid less; infinite where no
+            price is offered, 0 where nothing is demanded.
         payment: what each user pays in all; 0 where it is not served.
         demand: as in the bids.
         unit_cost: what a unit costs the provider.
@@ -134,7 +134,7 @@ class Outcome:
     @property
     def served(self) -> Bool[ndarray, " user"]:
         """Who gets its demand."""
-        return self.reason == Reason.SERVED
+        return np.equal(self.reason, Reason.SERVED)
 
     @property
     def revenue(self) -> float:
