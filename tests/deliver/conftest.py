@@ -147,10 +147,10 @@ class FaultyServer:
     ``holds``: bytes from there on are withheld until ``released`` is set. ``breaks``: connections end there. ``stalls``: nothing more is
     sent on that connection. ``wrong_bytes``: sent with a bit flipped. ``refusals``: statuses of the next requests that are not for the
     beginning of a file, or for one too where ``refuses_beginnings``, sent with ``refusal_headers``. ``silent``: requests that are not for
-    the beginning get no answer, not even headers.
+    the beginning get no answer, not even headers. ``tls``: the context of its certificate, for https.
     """
 
-    def __init__(self):
+    def __init__(self, tls=None):
         self.files, self.etag, self.ranges = {}, "one", True
         self.requests, self.sent_bytes = [], 0
         self.silent, self.refuses_beginnings, self.refusal_headers = False, False, {}
@@ -158,7 +158,9 @@ class FaultyServer:
         self.released, self.closing, self.silent_asked = threading.Event(), threading.Event(), threading.Event()
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), _FaultyHandler)
         self._http.daemon_threads, self._http.owner = True, self
-        self.url = f"http://127.0.0.1:{self._http.server_port}"
+        if tls is not None:
+            self._http.socket = tls.wrap_socket(self._http.socket, server_side=True, do_handshake_on_connect=False)
+        self.url = f"{'http' if tls is None else 'https'}://127.0.0.1:{self._http.server_port}"
         self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self._thread.start()
 
@@ -175,8 +177,8 @@ def serving():
     """Give a function that starts a ``FaultyServer``; all are closed at the end."""
     with ExitStack() as stack:
 
-        def start():
-            server = FaultyServer()
+        def start(tls=None):
+            server = FaultyServer(tls)
             stack.callback(server.close)
             return server
 
