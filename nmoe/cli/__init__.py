@@ -16,6 +16,7 @@ from nmoe.cli.keys import keys  # isort: skip
 from nmoe.cli.reproduce import reproduce  # isort: skip
 from nmoe.cli.deliver import deliver  # isort: skip
 from nmoe.cli import deliver_planning, deliver_serving  # isort: skip  # they add commands to deliver
+from nmoe.cli.market import market  # isort: skip
 from nmoe.cli.bench import bench  # isort: skip
 from nmoe.core.errors import NmoeError
 
@@ -23,6 +24,7 @@ app.add_typer(mesh, name="mesh")
 app.add_typer(keys, name="keys")
 app.add_typer(reproduce, name="reproduce")
 app.add_typer(deliver, name="deliver")
+app.add_typer(market, name="market")
 app.add_typer(bench, name="bench")
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "infer",
     "keys",
     "main",
+    "market",
     "mesh",
     "node",
     "reproduce",

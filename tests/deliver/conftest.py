@@ -5,6 +5,7 @@ And a file server with faults, for the tests of streaming.
 
 import re
 import socket
+import ssl
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -80,7 +81,7 @@ class _FaultyHandler(BaseHTTPRequestHandler):
         pass
 
     def handle(self):
-        with suppress(ConnectionError):  # a client that was killed, or has enough
+        with suppress(ConnectionError, ssl.SSLError):  # a client that was killed, or has enough, or does not trust us
             super().handle()
 
     def do_GET(self):
