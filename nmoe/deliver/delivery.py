@@ -134,8 +134,9 @@ class Delivery:
             if not fetcher.over_within(GRACE_S):
                 work()
 
-        self._beside = threading.Thread(target=run, name="nmoe-trace", daemon=True)
-        self._beside.start()
+        thread = threading.Thread(target=run, name="nmoe-trace", daemon=True)
+        thread.start()
+        self._beside = thread  # only now, since another thread may be closing
 
     @property
     def finished(self) -> bool:

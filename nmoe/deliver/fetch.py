@@ -91,9 +91,10 @@ class Fetcher:
             work += [partial(self._fetch, supplier)] * (1 if self._sequential else self._connections)
         self._running = len(work)
         self._began_s = self._news_s = time.monotonic()
-        self._threads = [threading.Thread(target=self._run, args=(task,), name="nmoe-fetch", daemon=True) for task in work]
-        for thread in self._threads:
+        threads = [threading.Thread(target=self._run, args=(task,), name="nmoe-fetch", daemon=True) for task in work]
+        for thread in threads:
             thread.start()
+        self._threads = threads  # only now: what is closed meanwhile is told by ``stop``, and cannot be joined before it was started
 
     def wait(self, tensor: str) -> None:
         """Wait until a tensor is ready, and put it first until then.

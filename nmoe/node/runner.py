@@ -45,7 +45,7 @@ from nmoe.node.view import NodeView
 from nmoe.node.workers import Workers
 
 DRAIN_S, SAY_S = 5.0, 0.3  # to finish what is in progress; for a card or a farewell to be heard everywhere
-FROZEN_S = 1.0  # a process that did not run for longer has lost its links
+FROZEN_S = 0.7  # a process that did not run for longer may have lost its links: the lease is 1 s, and a sign of life may be 0.25 s old
 
 
 class NodeRunner(NodeService):
@@ -81,7 +81,7 @@ class NodeRunner(NodeService):
         compute = self._compute
         batcher: Batcher[Any] = Batcher(workers=options.workers, max_rows=options.max_rows, max_linger_s=options.max_linger_s)
         self._workers = Workers(batcher, self._run_batch, name=f"nmoe-worker-{self.name}", cpus=options.cpus)
-        self._timers = Timers(f"nmoe-timers-{self.name}", on_gap=self._was_frozen)
+        self._timers = Timers(f"nmoe-timers-{self.name}", on_gap=self._was_frozen, gap_s=FROZEN_S)
         self.newcomers = Newcomers(bundle, compute, name=self.name, ask=transport.ask, later=self._later)
         self.desk = Desk(
             name=self.name,
@@ -216,9 +216,8 @@ class NodeRunner(NodeService):
         self._timers.at(time.monotonic() + seconds, call)
 
     def _was_frozen(self, seconds: float) -> None:
-        if seconds > FROZEN_S:
-            self.dispatcher.introductions.note(self.name, "did not run for a while: rejoined the mesh")
-            self.transport.rejoin()
+        self.dispatcher.introductions.note(self.name, f"did not run for {seconds:.1f} s: rejoined the mesh")
+        self.transport.rejoin()
 
     # Requests
 

@@ -72,6 +72,7 @@ class Timers:
             self.thread.join()
 
     def _run(self) -> None:
+        seen_s = time.monotonic()
         while True:
             with self._wake:
                 if not self._open:
@@ -86,8 +87,9 @@ class Timers:
                 else:
                     timer = heapq.heappop(self._heap)[2]
                     call, timer.call = timer.call, None
-            if self._on_gap is not None and (gap_s := time.monotonic() - now_s) > self._gap_s:
-                self._on_gap(gap_s)
+            seen_s, before_s = time.monotonic(), seen_s
+            if self._on_gap is not None and seen_s - before_s > self._gap_s:
+                self._on_gap(seen_s - before_s)
             if call is not None:
                 try:
                     call()
