@@ -14,9 +14,11 @@ from nmoe.cli.serving import infer, node, router, top  # isort: skip  # the orde
 from nmoe.cli.mesh import mesh  # isort: skip
 from nmoe.cli.keys import keys  # isort: skip
 from nmoe.cli.reproduce import reproduce  # isort: skip
+from nmoe.cli import reproduce_incentive  # isort: skip  # it adds a command to reproduce
 from nmoe.cli.deliver import deliver  # isort: skip
 from nmoe.cli import deliver_planning, deliver_serving  # isort: skip  # they add commands to deliver
 from nmoe.cli.market import market  # isort: skip
+from nmoe.cli import market_recruit, market_service  # isort: skip  # they add commands to market
 from nmoe.cli.bench import bench  # isort: skip
 from nmoe.core.errors import NmoeError
 
@@ -38,9 +40,12 @@ __all__ = [
     "keys",
     "main",
     "market",
+    "market_recruit",
+    "market_service",
     "mesh",
     "node",
     "reproduce",
+    "reproduce_incentive",
     "router",
     "top",
     "train",

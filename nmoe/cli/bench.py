@@ -108,3 +108,29 @@ def churn(
     from nmoe.recipes.bench_churn import bench_churn
 
     bench_churn(run=run, seeds=seeds, wire=wire, as_json=as_json, out=out, say=typer.echo)
+
+
+@bench.command()
+def market(
+    users: Annotated[int, typer.Option(help="Bidders.")] = 1_000_000,
+    naive_users: Annotated[int, typer.Option(help="Bidders of the market that is also cleared one by one.")] = 3_000,
+    turns: Annotated[int, typer.Option(help="How often each is cleared.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Time how long AERIA takes to clear a large market on one core, and a small one beside the way of its definition."""
+    from nmoe.recipes.bench_market import bench_market
+
+    bench_market(users=users, naive_users=naive_users, turns=turns, as_json=as_json, say=typer.echo)
+
+
+@bench.command()
+def market_service(
+    seconds: Annotated[float, typer.Option(help="Of bidding per case.")] = 3.0,
+    connections: Annotated[list[int] | None, typer.Option(help="At a time; repeat for more cases.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Where the database is made; the temporary folder if not given.", metavar="DIR")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Count the bids that a market takes in a second, each on the disk before it is acknowledged; then kill it, and look for them."""
+    from nmoe.recipes.bench_market_service import CONNECTIONS, bench_market_service
+
+    bench_market_service(seconds=seconds, connections=connections or CONNECTIONS, folder=folder, as_json=as_json, say=typer.echo)

@@ -100,3 +100,31 @@ def slide(
         )
     typer.echo((folder / "results.md").read_text(encoding="utf-8"))
     typer.echo(f"run folder {folder}")
+
+
+@reproduce.command()
+def aeria(
+    scale: Annotated[str, typer.Option(help="How many points each curve has, and how much is tried.", metavar="cpu|paper")] = "cpu",
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder with phones_ai_benchmark.csv, throughput.csv.gz and eua_*_melbcbd.csv; adds two measured settings.", metavar="DIR"
+        ),
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="How often every market is drawn; the scale's own if not given.")] = None,
+    quick: Quick = False,
+    out: Out = None,
+    force: Force = False,
+) -> None:
+    """Profit over the benchmark for all ways to sell edge inference, truth, envy, and what early exits and cuts add (arXiv 2503.04521)."""
+    from nmoe.report.progress import StageProgress
+
+    with interruptible_import():
+        from nmoe.recipes.aeria_reproduction import reproduce_aeria
+    folder = out or Path("runs/aeria")
+    with StageProgress() as progress:
+        reproduce_aeria(
+            scale=scale, seeds=seeds, data_dir=data_dir, brief=quick, out=folder, force=force, command=command_line(), progress=progress
+        )
+    typer.echo((folder / "results.md").read_text(encoding="utf-8"))
+    typer.echo(f"run folder {folder}")

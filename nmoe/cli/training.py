@@ -48,6 +48,10 @@ ChannelGate = Annotated[str, typer.Option(help="With --channel: form of the chan
 CollapseWeight = Annotated[float, typer.Option(help="With --channel: weight of the penalty on gating collapse over noisy links.")]
 Seed = Annotated[int, typer.Option(help="Seed of every draw.")]
 Engine = Annotated[str, typer.Option(help="In this process, or Flower's Ray simulation.", metavar="local|ray")]
+Recruitment = Annotated[
+    Path | None,
+    typer.Option(help="Plan of nmoe market recruit: its nodes train on so many samples, others take no part.", metavar="PLAN.json"),
+]
 Out = Annotated[Path | None, typer.Option(help="Run folder.", metavar="DIR")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an earlier run in the folder.")]
 Resume = Annotated[
@@ -84,6 +88,7 @@ def demo(
     collapse_weight: CollapseWeight = 0.01,
     seed: Seed = 0,
     engine: Engine = "local",
+    recruitment: Recruitment = None,
     out: Out = None,
     force: Force = False,
     resume: Resume = None,
@@ -120,6 +125,7 @@ def train(
     collapse_weight: CollapseWeight = 0.01,
     seed: Seed = 0,
     engine: Engine = "local",
+    recruitment: Recruitment = None,
     out: Out = None,
     force: Force = False,
     resume: Resume = None,
@@ -135,6 +141,7 @@ def _run_recipe(name: str, context: typer.Context, given: dict[str, object]) -> 
     with interruptible_import():
         from nmoe.recipes.demo import demo, resume_demo
         from nmoe.recipes.options import TrainOptions
+        from nmoe.recipes.recruited import recruited_samples
         from nmoe.recipes.train import resume_train, train
     from nmoe.report import results_table
     from nmoe.report.progress import StageProgress
@@ -152,11 +159,16 @@ def _run_recipe(name: str, context: typer.Context, given: dict[str, object]) -> 
             words = {key: str(value.absolute()) if isinstance(value, Path) else value for key, value in given.items()}
             if str(words["data"]).endswith(".npz"):  # a resume may start in another folder
                 words["data"] = str(Path(str(words["data"])).absolute())
+            if given["recruitment"] is not None:
+                words["recruitment"] = recruited_samples(Path(str(given["recruitment"])), int(str(given["nodes"])))
             options = TrainOptions(**words)  # type: ignore[arg-type]  # the parameters above are its fields
             begin = demo if name == "demo" else train
             results = begin(options, folder, progress, force=bool(force), command=command_line())
     console = Console()
     console.print(results_table(results))
+    for row in results.get("recruitment", []):
+        if row["trained"] < row["planned"]:
+            console.print(f"{row['node']} has {row['trained']} samples, the plan wants {row['planned']}", highlight=False, soft_wrap=True)
     console.print(f"run folder {folder}, report {folder / 'report.html'}", highlight=False, soft_wrap=True)
 
 

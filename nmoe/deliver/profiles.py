@@ -1,7 +1,6 @@
 """Profiles: the layers of image models as bytes to download and floating-point operations to run, from a table or from the architectures.
 
-Sources: K. He, X. Zhang, S. Ren, J. Sun, Deep residual learning for image recognition, CVPR 2016 (ResNet); K. Simonyan, A. Zisserman, Very
-deep convolutional networks, ICLR 2015 (VGG); A. Dosovitskiy et al., An image is worth 16x16 words, ICLR 2021 (ViT).
+Source: the architectures, as ``nmoe.core.image_models`` counts them.
 
 | source | here | unit |
 |---|---|---|
@@ -12,34 +11,22 @@ deep convolutional networks, ICLR 2015 (VGG); A. Dosovitskiy et al., An image is
 ``image_models`` counts blocks as the layers to deliver: the first convolution or patch embedding, each residual or transformer block, each
 layer of VGG, and the head, for one image of 224 x 224.
 
-Departures: which models and which layers the paper delivers is not known; these are ours. A ResNet's stages halve the image in the first
-1x1 convolution of their first block, as He et al. did; most code does it in the 3x3 one, which takes more operations (``stride_in_3x3``).
-Norms, activations, pooling and softmax cost no operations here.
+Departures: which models and which layers the paper delivers is not known; these are ours.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from nmoe.channel.table import read_table
 from nmoe.core.errors import BadFile
+from nmoe.core.image_models import LayerWork, image_model_blocks
 from nmoe.deliver.scenario import ModelProfile
+
+__all__ = ["LayerWork", "image_model_works", "image_models", "merged", "profile", "read_profiles"]
 
 PRECISIONS = {"fp32": 4, "fp16": 2, "int8": 1}  # bytes per parameter
 COLUMNS = ("model", "params", "macs")
-CLASSES = 1000
-
-
-class LayerWork(NamedTuple):
-    """What one layer holds and does.
-
-    Attributes:
-        params: numbers in it, norms and biases included.
-        macs: multiply-accumulates for one sample.
-    """
-
-    params: int
-    macs: int
+DELIVERED = ("resnet18", "resnet34", "resnet50", "resnet152", "vgg16", "vit_b_16", "vit_l_16")
 
 
 def read_profiles(path: Path, *, precision: str = "fp16") -> dict[str, ModelProfile]:
@@ -79,10 +66,10 @@ def merged(works: Sequence[LayerWork]) -> list[LayerWork]:
     waiting = 0
     for work in works:
         if work.params:
-            found.append(LayerWork(work.params, work.macs + waiting))
+            found.append(LayerWork(work.params, work.macs + waiting, work.outputs))
             waiting = 0
         elif found:
-            found[-1] = LayerWork(found[-1].params, found[-1].macs + work.macs)
+            found[-1] = LayerWork(found[-1].params, found[-1].macs + work.macs, work.outputs)
         else:
             waiting += work.macs
     return found
@@ -109,7 +96,7 @@ def image_models(*, precision: str = "fp16", stride_in_3x3: bool = False) -> dic
 
     Args:
         precision: one of ``PRECISIONS``.
-        stride_in_3x3: where ResNet-50 and ResNet-152 halve the image, see above.
+        stride_in_3x3: where ResNet-50 and ResNet-152 halve the image, see ``nmoe.core.image_models``.
 
     Raises:
         ValueError: when the precision is unknown.
@@ -120,87 +107,5 @@ def image_models(*, precision: str = "fp16", stride_in_3x3: bool = False) -> dic
 
 def image_model_works(*, stride_in_3x3: bool = False) -> Mapping[str, list[LayerWork]]:
     """Return the blocks of the seven models, see ``image_models``."""
-    return {
-        "resnet18": _resnet((2, 2, 2, 2)),
-        "resnet34": _resnet((3, 4, 6, 3)),
-        "resnet50": _bottleneck_resnet((3, 4, 6, 3), stride_in_3x3=stride_in_3x3),
-        "resnet152": _bottleneck_resnet((3, 8, 36, 3), stride_in_3x3=stride_in_3x3),
-        "vgg16": _vgg((64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)),
-        "vit_b_16": _vit(width=768, depth=12),
-        "vit_l_16": _vit(width=1024, depth=24),
-    }
-
-
-def _sum(parts: Iterable[LayerWork]) -> LayerWork:
-    held, done = zip(*parts, strict=True)
-    return LayerWork(sum(held), sum(done))
-
-
-def _convolution(into: int, out: int, kernel: int, size: int, *, beside: int) -> LayerWork:
-    """Return a convolution to ``size`` x ``size`` with ``beside`` parameters per output channel: 1 for a bias, 2 for a batch norm."""
-    weights = into * out * kernel**2
-    return LayerWork(weights + beside * out, weights * size**2)
-
-
-def _linear(into: int, out: int) -> LayerWork:
-    return LayerWork((into + 1) * out, into * out)
-
-
-def _resnet(stages: Sequence[int]) -> list[LayerWork]:
-    """Return a ResNet of basic blocks: two 3x3 convolutions each."""
-    blocks, into, size = [_convolution(3, 64, 7, 112, beside=2)], 64, 56
-    for stage, count in enumerate(stages):
-        width = 64 * 2**stage
-        size = size if stage == 0 else size // 2
-        for _ in range(count):
-            parts = [_convolution(into, width, 3, size, beside=2), _convolution(width, width, 3, size, beside=2)]
-            if into != width:
-                parts.append(_convolution(into, width, 1, size, beside=2))  # the shortcut
-            blocks.append(_sum(parts))
-            into = width
-    return [*blocks, _linear(into, CLASSES)]
-
-
-def _bottleneck_resnet(stages: Sequence[int], *, stride_in_3x3: bool) -> list[LayerWork]:
-    """Return a ResNet of bottleneck blocks: convolutions of 1x1, 3x3 and 1x1."""
-    blocks, into, before = [_convolution(3, 64, 7, 112, beside=2)], 64, 56
-    for stage, count in enumerate(stages):
-        width = 64 * 2**stage
-        size = before if stage == 0 else before // 2
-        for _ in range(count):
-            parts = [
-                _convolution(into, width, 1, before if stride_in_3x3 else size, beside=2),
-                _convolution(width, width, 3, size, beside=2),
-                _convolution(width, 4 * width, 1, size, beside=2),
-            ]
-            if into != 4 * width:
-                parts.append(_convolution(into, 4 * width, 1, size, beside=2))
-            blocks.append(_sum(parts))
-            into, before = 4 * width, size
-    return [*blocks, _linear(into, CLASSES)]
-
-
-def _vgg(widths: Sequence[int]) -> list[LayerWork]:
-    """Return a VGG of 3x3 convolutions of these widths, 0 for a pooling that halves the image, and three full layers."""
-    blocks, into, size = [], 3, 224
-    for width in widths:
-        if width == 0:
-            size //= 2
-            continue
-        blocks.append(_convolution(into, width, 3, size, beside=1))
-        into = width
-    return [*blocks, _linear(into * size**2, 4096), _linear(4096, 4096), _linear(4096, CLASSES)]
-
-
-def _vit(*, width: int, depth: int) -> list[LayerWork]:
-    """Return a vision transformer on patches of 16 x 16, its perceptrons four times as wide."""
-    patches = (224 // 16) ** 2
-    tokens = patches + 1
-    embedding = _convolution(3, width, 16, 14, beside=1)
-    first = LayerWork(embedding.params + (tokens + 1) * width, embedding.macs)  # positions and the class token
-    projections = [_linear(width, 3 * width), _linear(width, width), _linear(width, 4 * width), _linear(4 * width, width)]
-    attention_macs = 2 * tokens**2 * width  # queries with keys, weights with values
-    held = sum(one.params for one in projections) + 2 * 2 * width  # two layer norms
-    block = LayerWork(held, tokens * sum(one.macs for one in projections) + attention_macs)
-    head = _linear(width, CLASSES)
-    return [first, *([block] * depth), LayerWork(head.params + 2 * width, head.macs)]
+    blocks = image_model_blocks(stride_in_3x3=stride_in_3x3)
+    return {name: blocks[name] for name in DELIVERED}

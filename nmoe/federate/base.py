@@ -96,6 +96,7 @@ class Node:
         data: the node's own images and labels.
         memory: what it keeps between messages.
         bundle_folder: where its bundle goes, or None for none.
+        label: its name where that does not follow from its number, as where some nodes of a network take no part.
     """
 
     number: int
@@ -103,12 +104,13 @@ class Node:
     data: ImageDataset
     memory: NodeMemory
     bundle_folder: Path | None = None
+    label: str | None = None
     cache: dict[str, object] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """The node's name in bundles, keys and reports."""
-        return node_name(self.number)
+        return self.label or node_name(self.number)
 
     def images(self) -> Tensor:
         """Return the local images in [0, 1], [sample, channel, height, width]."""

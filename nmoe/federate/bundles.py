@@ -26,6 +26,7 @@ class WriteBundles(Stage):
         image_shape: height, width, channels of an image.
         num_classes: classes the experts tell apart.
         class_names: their names in order, where the data set has names.
+        node_names: of all nodes in order; empty where names follow from numbers.
         provenance: recipe, seed, data and revision.
         rounds: always 1.
     """
@@ -36,6 +37,7 @@ class WriteBundles(Stage):
     num_classes: int
     provenance: Provenance
     class_names: tuple[str, ...] = ()
+    node_names: tuple[str, ...] = ()
     rounds: int = 1
 
     def start(self, previous: Mapping[str, State]) -> State:
@@ -49,6 +51,7 @@ class WriteBundles(Stage):
         if node.bundle_folder is None:
             return Payload(written=False)
         gates = self.gates
+        names = self.node_names or tuple(node_name(number) for number in range(gates.num_nodes))
         own_gate = node.memory.read(gates.own_gate, before=call.clock) or {}
         card = write_bundle(
             node.bundle_folder,
@@ -59,8 +62,8 @@ class WriteBundles(Stage):
                 PROTOTYPES: class_prototypes(local_features(gates.extractor, node, call), node.labels())._asdict(),
             },
             node=node.name,
-            experts=tuple(node_name(number) for number in range(gates.num_nodes)),
-            neighbours=tuple(node_name(number) for number in gates.neighbours[node.number]),
+            experts=names,
+            neighbours=tuple(names[number] for number in gates.neighbours[node.number]),
             classes_seen=tuple(int(label) for label in node.labels().unique()),
             num_classes=self.num_classes,
             class_names=self.class_names,

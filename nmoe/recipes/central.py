@@ -45,7 +45,7 @@ def central_score(program: TrainProgram, bench: TestBench, progress: Progress) -
     gate = build(gates.gate, generator=generator)
     assert isinstance(gate, Gate)
     mask = torch.ones(gates.num_nodes, dtype=torch.bool)
-    train = program.data().train
+    train = program.pooled()
     images, labels = to_unit(train.images), torch.from_numpy(train.labels)
 
     def loss(batch: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ from nmoe.recipes.program import BUNDLES, FEDAVG, TrainProgram, check_start, git
 
 NODE_KEYS = ("partition-id", "num-partitions", "home", "data", "data-dir")
 RUN_KEYS = ("image-shape", "classes", "out", "timeout-s", "join-timeout-s")  # what the run has besides the options of nmoe train
-LEFT_OUT = ("test", "engine")  # options of nmoe train that mean nothing here
+LEFT_OUT = ("test", "engine", "recruitment")  # options of nmoe train that mean nothing here
 Config = Mapping[str, bool | float | int | str]
 
 

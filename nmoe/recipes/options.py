@@ -65,6 +65,7 @@ class TrainOptions:
         collapse_weight: weight of the penalty on gating collapse when the gate trains over noisy links.
         seed: seed of every draw.
         engine: one of ``ENGINES``.
+        recruitment: samples that each node may train on, by number, 0 for a node that takes no part; None for all nodes and samples.
     """
 
     data: str = "digits"
@@ -92,6 +93,7 @@ class TrainOptions:
     collapse_weight: float = 0.01
     seed: int = 0
     engine: str = "local"
+    recruitment: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         _one_of("extractor", self.extractor, EXTRACTORS)
@@ -101,8 +103,10 @@ class TrainOptions:
         _one_of("engine", self.engine, ENGINES)
         for name in ("nodes", "k", "rounds", "gate_rounds", "widen"):
             _at_least_one(name, getattr(self, name))
-        if not 0 <= self.neighbours < max(self.nodes, 1):
-            raise ValueError(f"neighbours must be between 0 (all) and {self.nodes - 1}, got {self.neighbours}")
+        self._check_recruitment()
+        num_members = len(self.members())
+        if not 0 <= self.neighbours < num_members:
+            raise ValueError(f"neighbours must be between 0 (all) and {num_members - 1}, got {self.neighbours}")
         if not (0 < self.participation <= 1 and math.isfinite(self.participation)):
             raise ValueError(f"participation must be above 0 and at most 1, got {self.participation}")
         if self.seed < 0:
@@ -130,6 +134,20 @@ class TrainOptions:
             raise ValueError(f"gate_rounds must be at least 2 with a channel, one without noise and one with, got {self.gate_rounds}")
         self.radio()
 
+    def _check_recruitment(self) -> None:
+        if self.recruitment is None:
+            return
+        if len(self.recruitment) != self.nodes or min(self.recruitment) < 0:
+            raise ValueError(f"recruitment must be one number of samples per node, {self.nodes}, each at least 0, got {self.recruitment}")
+        if not any(self.recruitment):
+            raise ValueError("recruitment must leave at least one node with samples, got none")
+
+    def members(self) -> tuple[int, ...]:
+        """Return the numbers of the nodes that take part: all, or those that are recruited."""
+        if self.recruitment is None:
+            return tuple(range(self.nodes))
+        return tuple(node for node, samples in enumerate(self.recruitment) if samples > 0)
+
     def radio(self) -> Radio | None:
         """Return the links to neighbours, or None where they are perfect."""
         return None if self.channel is None else parse_radio(self.channel, self.snr or DEFAULT_SNR, self.transmission)
@@ -152,11 +170,12 @@ class TrainOptions:
         return FedGate(sync=parse_sync(self.gate_sync))
 
     def neighbourhood(self) -> tuple[tuple[int, ...], ...]:
-        """Return for every node the nodes it can ask: all others, or its nearest on a ring."""
+        """Return for every member, by its place, the places of those it can ask: all others, or its nearest on a ring."""
+        count = len(self.members())
         if self.neighbours == 0:
-            return tuple(tuple(other for other in range(self.nodes) if other != node) for node in range(self.nodes))
-        steps = [step * sign for step in range(1, self.nodes) for sign in (1, -1)][: self.neighbours]
-        return tuple(tuple(sorted({(node + step) % self.nodes for step in steps})) for node in range(self.nodes))
+            return tuple(tuple(other for other in range(count) if other != node) for node in range(count))
+        steps = [step * sign for step in range(1, count) for sign in (1, -1)][: self.neighbours]
+        return tuple(tuple(sorted({(node + step) % count for step in steps})) for node in range(count))
 
 
 def read_options(run: Path) -> TrainOptions:
@@ -168,7 +187,10 @@ def read_options(run: Path) -> TrainOptions:
     config = read_json(run / "config.json")
     names = {field.name for field in dataclasses.fields(TrainOptions)}
     try:
-        return TrainOptions(**{name: value for name, value in config.items() if name in names})
+        options: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in config.items() if name in names
+        }
+        return TrainOptions(**options)
     except (AttributeError, TypeError, ValueError) as error:
         raise BadFile(f"{run / 'config.json'} is not the configuration of a run: {error}") from error
 

@@ -41,6 +41,7 @@ from nmoe.federate import (
 from nmoe.learn import Adam, LocalTraining, Sgd
 from nmoe.moe import Mix
 from nmoe.recipes.options import TrainOptions
+from nmoe.recipes.recruited import drawn_samples
 
 PIXELS = {  # mean and standard deviation per channel of the training images, published values; digits measured
     "digits": ((0.3053,), (0.3762,)),
@@ -81,17 +82,27 @@ class TrainProgram(Program):
         return _load(options.data, options.data_dir, options.test, options.seed)
 
     def assignment(self) -> list[Int64[np.ndarray, " sample"]]:
-        """Return the training images of each node, drawn from the seed."""
+        """Return the training images of each member, drawn from the seed."""
         return _assign(self.options)
 
+    def names(self) -> tuple[str, ...]:
+        """Return the members' names; a node that is not recruited leaves a gap in their numbers, not in their places."""
+        return tuple(node_name(number) for number in self.options.members())
+
+    def pooled(self) -> ImageDataset:
+        """Return all training images that somebody trains on."""
+        train = self.data().train
+        return train if self.options.recruitment is None else train.subset(np.concatenate(self.assignment()))
+
     def node(self, number: int) -> Node:
-        folder = self.run_folder
+        folder, name = self.run_folder, self.names()[number]
         return Node(
             number=number,
             seed=self.options.seed,
             data=self.data().train.subset(self.assignment()[number]),
             memory=NodeMemory(node_memory_folder(folder, number) if folder else None),
-            bundle_folder=folder / "bundles" / node_name(number) if folder else None,
+            bundle_folder=folder / "bundles" / name if folder else None,
+            label=name,
         )
 
     def stages(self) -> Sequence[Stage]:
@@ -104,6 +115,7 @@ class TrainProgram(Program):
             image_shape=train.image_shape,
             num_classes=train.num_classes,
             class_names=train.label_names,
+            node_names=self.names(),
             provenance=provenance,
         )
         naive = () if gates.links is None else (self.naive_gates(),)
@@ -127,7 +139,7 @@ class TrainProgram(Program):
             views=views_for(self.data().train.name, self.data().train.image_shape),
             training=self._extractor_training(),
             mu=2.0,  # FedSC's SVHN script; on digits the probe reaches 0.98 with 2, 0.95 with 4
-            last_alpha=1 / options.nodes,
+            last_alpha=1 / len(options.members()),
             passes=3,
             participation=options.participation,
             noise_multiplier=self.noise_multiplier,
@@ -186,7 +198,7 @@ class TrainProgram(Program):
 
     def _gate_sizes(self) -> dict[str, int | float | bool | str]:
         layered = isinstance(self.options.scheme().synchronisation(), TrunkSync | HeadSync)
-        return {"feature_dim": self.feature_dim(), "num_experts": self.options.nodes, "trunk_dim": TRUNK_DIM if layered else 0}
+        return {"feature_dim": self.feature_dim(), "num_experts": len(self.options.members()), "trunk_dim": TRUNK_DIM if layered else 0}
 
     def fedavg(self) -> FedAvg:
         """Return the control: one FedAvg classifier with the extractor and an expert's shape as head."""
@@ -244,10 +256,10 @@ def program_of(options: TrainOptions, run_folder: Path | None) -> TrainProgram:
     noise = budget.noise_multiplier(options.rounds) if budget else 0.0
     program = TrainProgram(options=options, run_folder=run_folder, noise_multiplier=noise, revision=git_revision())
     train, test = program.data().train, program.data().test
-    for number, indices in enumerate(program.assignment()):
+    for name, indices in zip(program.names(), program.assignment(), strict=True):
         seen = np.unique(train.labels[indices])
         if not np.isin(seen, test.labels).any():
-            raise ValueError(f"{node_name(number)} has the classes {seen.tolist()} and the test set has no image of them")
+            raise ValueError(f"{name} has the classes {seen.tolist()} and the test set has no image of them")
     check_start(program.stages())
     return program
 
@@ -286,4 +298,7 @@ def _load(data: str, data_dir: str | None, test: str | None, seed: int) -> Train
 @lru_cache(maxsize=2)
 def _assign(options: TrainOptions) -> list[Int64[np.ndarray, " sample"]]:
     train: ImageDataset = _load(options.data, options.data_dir, options.test, options.seed).train
-    return options.partition().assign(train.labels, options.nodes, numpy_generator(options.seed, "partition"))
+    dealt = options.partition().assign(train.labels, options.nodes, numpy_generator(options.seed, "partition"))
+    if options.recruitment is None:
+        return dealt
+    return [drawn_samples(dealt[node], options.recruitment[node], seed=options.seed, node=node) for node in options.members()]

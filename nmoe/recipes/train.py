@@ -11,7 +11,7 @@ import torch
 
 from nmoe.channel.radio import Radio
 from nmoe.core.files import write_json
-from nmoe.federate import Checkpoint, LocalExchange, NodeMemory, Record, State, node_name, run
+from nmoe.federate import Checkpoint, LocalExchange, NodeMemory, Record, State, run
 from nmoe.learn import predict, spent_epsilon
 from nmoe.moe import Gate
 from nmoe.recipes.central import central_score
@@ -20,6 +20,7 @@ from nmoe.recipes.evaluate import Score, TestBench, as_json, mixture_scores, rea
 from nmoe.recipes.evaluate_links import link_scores
 from nmoe.recipes.options import TrainOptions, read_options
 from nmoe.recipes.program import BUNDLES, EXPERTS, FEATURES, FEDAVG, GATES, NAIVE_GATES, TrainProgram, node_memory_folder, program_of
+from nmoe.recipes.recruited import recruitment_rows
 from nmoe.recipes.run_folder import claim
 from nmoe.recipes.watch import Progress, RunWatcher
 from nmoe.report import write_report
@@ -100,7 +101,7 @@ def _train(program: TrainProgram, progress: Progress) -> Trained:
 
 
 def _run_engine(program: TrainProgram, out: Path, watcher: RunWatcher) -> None:
-    nodes = range(program.options.nodes)
+    nodes = range(len(program.names()))
     if program.options.engine == "local":
         exchange = LocalExchange(program, nodes, threads=min(len(nodes), os.cpu_count() or 1))
         try:
@@ -117,9 +118,9 @@ def _results(program: TrainProgram, bench: TestBench, records: list[Record], pro
     assert out is not None
     began = time.perf_counter()
     progress.stage("controls", 0, 1)
-    models = read_models(out, [node_name(node) for node in range(options.nodes)])
+    models = read_models(out, program.names())
     gates = program.gates()
-    masks = torch.stack([gates.mask(node) for node in range(options.nodes)])
+    masks = torch.stack([gates.mask(node) for node in range(gates.num_nodes)])
     radio = options.radio()
     if radio is None:
         scores = mixture_scores(models, bench, masks, k=options.k, seed=options.seed)
@@ -135,9 +136,12 @@ def _results(program: TrainProgram, bench: TestBench, records: list[Record], pro
         sent[GATES if record.stage == BUNDLES else record.stage] += record.bytes
     seconds["controls"] = time.perf_counter() - began
     controls = (FEDAVG,) if radio is None else (NAIVE_GATES, FEDAVG)
+    optional: dict[str, Any] = {} if radio is None else {"channel": _channel(program, radio)}
+    if options.recruitment is not None:
+        optional["recruitment"] = recruitment_rows(options.recruitment, program.names(), program.assignment())
     return {
         "data": options.data,
-        "nodes": options.nodes,
+        "nodes": gates.num_nodes,
         "split": options.split,
         "k": options.k,
         "seed": options.seed,
@@ -145,7 +149,7 @@ def _results(program: TrainProgram, bench: TestBench, records: list[Record], pro
         "privacy": _privacy(program),
         "communication": {"train_bytes": {name: sent[name] for name in (FEATURES, EXPERTS, GATES, *controls)}},
         "seconds": dict(seconds),
-    } | ({} if radio is None else {"channel": _channel(program, radio)})
+    } | optional
 
 
 def _channel(program: TrainProgram, radio: Radio) -> dict[str, Any]:
@@ -173,7 +177,7 @@ def _naive_gates(program: TrainProgram) -> list[Gate]:
     """Return every node's gate of the control that is not told of SNRs."""
     assert program.run_folder is not None
     stage, state = program.naive_gates(), _final(program, NAIVE_GATES)
-    memories = [NodeMemory(node_memory_folder(program.run_folder, node)) for node in range(program.options.nodes)]
+    memories = [NodeMemory(node_memory_folder(program.run_folder, node)) for node in range(stage.num_nodes)]
     return [stage.gate_of(state, memory) for memory in memories]
 
 

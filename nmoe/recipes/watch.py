@@ -95,7 +95,7 @@ class RunWatcher(Watcher):
 
     def _experts(self) -> list[Expert]:
         experts = []
-        for node in range(self._program.options.nodes):
+        for node in range(len(self._program.names())):
             tensors = self._memory(node).read("expert", before=ALWAYS)
             fresh = build(self._program.expert(), generator=torch.Generator())
             expert = fresh if tensors is None else restore(self._program.expert(), tensors)  # a node that never trained has none

@@ -134,7 +134,7 @@ class Outcome:
     @property
     def served(self) -> Bool[ndarray, " user"]:
         """Who gets its demand."""
-        return np.equal(self.reason, Reason.SERVED)
+        return np.asarray(self.reason == Reason.SERVED, dtype=bool)
 
     @property
     def revenue(self) -> float:

@@ -1,0 +1,47 @@
+"""``nmoe reproduce incentive``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nmoe.cli.reproduce import Out, Quick, reproduce
+from nmoe.cli.root import interruptible_import
+from nmoe.cli.training import Force, command_line
+
+
+@reproduce.command()
+def incentive(
+    scale: Annotated[str, typer.Option(help="How many points each curve has.", metavar="cpu|paper")] = "cpu",
+    seeds: Annotated[int | None, typer.Option(help="Games at every point; 20 if not given, 3 with --quick.")] = None,
+    learned: Annotated[int, typer.Option(help="Games that learned workers settle too, minutes each; where nothing is varied.")] = 0,
+    episodes: Annotated[int, typer.Option(help="Episodes that they train for first.")] = 2400,
+    quick: Quick = False,
+    out: Out = None,
+    force: Force = False,
+) -> None:
+    """Convergence of ASOSA, and everybody's utility against lambda, owners, workers and cost, beside all baselines (arXiv 2509.10512)."""
+    from nmoe.report.progress import StageProgress
+
+    with interruptible_import():
+        from nmoe.recipes.incentive_reproduction import reproduce_incentive
+
+        if learned:
+            from nmoe.recipes.incentive_learned import contenders
+    if episodes < 1:
+        raise ValueError(f"episodes must be at least 1, got {episodes}")
+    folder = out or Path("runs/incentive")
+    with StageProgress() as progress:
+        reproduce_incentive(
+            scale=scale,
+            seeds=seeds,
+            learned=learned,
+            brief=quick,
+            out=folder,
+            force=force,
+            command=command_line(),
+            progress=progress,
+            contenders=contenders(episodes) if learned else None,
+        )
+    typer.echo((folder / "results.md").read_text(encoding="utf-8"))
+    typer.echo(f"run folder {folder}")
