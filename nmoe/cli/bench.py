@@ -127,7 +127,7 @@ def market(
 def market_service(
     seconds: Annotated[float, typer.Option(help="Of bidding per case.")] = 3.0,
     connections: Annotated[list[int] | None, typer.Option(help="At a time; repeat for more cases.")] = None,
-    folder: Annotated[Path | None, typer.Option(help="Where the database is made; the temporary folder if not given.", metavar="DIR")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Where the database is made; else in the temporary folder.", metavar="DIR")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Count the bids that a market takes in a second, each on the disk before it is acknowledged; then kill it, and look for them."""
