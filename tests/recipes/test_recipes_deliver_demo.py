@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
+from safetensors.torch import save_file
 
 from nmoe.core.bundle import ModelSpec
-from nmoe.core.errors import NmoeError
+from nmoe.core.errors import BadFile, NmoeError
 from nmoe.deliver.member import GivenShare, LayerTimes
 from nmoe.deliver.scenario import ModelProfile, Receiver, Scenario
 from nmoe.recipes.deliver_client import Calibrate, Ended, Setting, Timed
 from nmoe.recipes.deliver_crew import Crew, CrewClient, CrewProcess
-from nmoe.recipes.deliver_demo import TOLD, USERS, _compute_s, _slowdown
+from nmoe.recipes.deliver_demo import QUICK, TOLD, USERS, _compute_s, _slowdown, _specs, _write_models
 from nmoe.report.deliver import ScheduledUser
 from nmoe.report.deliver_demo import demo_table, measured_figure
 
@@ -183,3 +185,19 @@ def test_a_client_times_for_as_long_as_it_is_told(tmp_path):
         assert time.monotonic() - began_s >= 1.0
     finally:
         client.process.end()
+
+
+def test_a_users_own_weights_are_taken_and_strangers_are_refused(tmp_path):
+    specs = _specs(QUICK)
+    for name in ("made", "taken", "refused", "empty", "without"):
+        (tmp_path / name).mkdir()
+    made = _write_models(tmp_path / "made" / "models", specs, given=None, seed=1)
+    assert _write_models(tmp_path / "taken" / "models", specs, given=tmp_path / "made" / "models", seed=0) == made
+    for name in specs:
+        path = Path("models") / f"{name}.safetensors"
+        assert (tmp_path / "taken" / path).read_bytes() == (tmp_path / "made" / path).read_bytes()
+        save_file({"stranger": torch.zeros(2)}, tmp_path / "empty" / path.name)
+    with pytest.raises(ValueError, match="resnet.safetensors lacks tensors"):
+        _write_models(tmp_path / "refused" / "models", specs, given=tmp_path / "empty", seed=0)
+    with pytest.raises(BadFile, match="there is no file"):
+        _write_models(tmp_path / "without" / "models", specs, given=tmp_path / "without", seed=0)
