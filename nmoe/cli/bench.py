@@ -134,3 +134,16 @@ def market_service(
     from nmoe.recipes.bench_market_service import CONNECTIONS, bench_market_service
 
     bench_market_service(seconds=seconds, connections=connections or CONNECTIONS, folder=folder, as_json=as_json, say=typer.echo)
+
+
+@bench.command()
+def incentive(
+    owners: Annotated[int, typer.Option(help="Model owners of the large game.")] = 100_000,
+    games: Annotated[int, typer.Option(help="Small games in which ASOSA's turns are counted.")] = 200,
+    turns: Annotated[int, typer.Option(help="How often the large game is settled.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Time the equilibria of a large recruitment, and count the turns after which ASOSA settles."""
+    from nmoe.recipes.bench_incentive import bench_incentive
+
+    bench_incentive(owners=owners, games=games, turns=turns, as_json=as_json, say=typer.echo)
