@@ -35,7 +35,7 @@ from nmoe.market.incentive.learners.slots import SlotGame
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PPO:
-    """How policies are trained; defaults are the specification's, section 3.6, and where it is silent this project's, found by trial.
+    """How policies are trained; defaults are the specification's, section 3.6, but for the departures above and where it is silent.
 
     Attributes:
         actor_rate, critic_rate: of Adam.
