@@ -16,7 +16,9 @@ def auction(
             help="Columns id, bid, demand; or id, bid, workload, accuracy, latency_s, tasks, device_flops, uplink_bps.", metavar="BIDS.csv"
         ),
     ],
-    mechanism: Annotated[str, typer.Option(help="An unknown name lists all.", metavar="NAME")] = "aeria-ic",
+    mechanism: Annotated[
+        str, typer.Option(help="aeria-ic, aeria-ef, aeria-mixture, or a baseline; an unknown name lists all.", metavar="NAME")
+    ] = "aeria-ic",
     capacity: Annotated[float, typer.Option(help="Units for sale in all (FLOP/s where needs are given).", show_default="no limit")] = float(
         "inf"
     ),
@@ -24,7 +26,7 @@ def auction(
     base: Annotated[
         float | None, typer.Option(help="Base of the estimate's random rounding, above 1 (the mechanism's own if not given).")
     ] = None,
-    price: Annotated[float | None, typer.Option(help="Unit price of the mechanism that has a fixed one.")] = None,
+    price: Annotated[float | None, typer.Option(help="Unit price of fixed-price, its cost included.")] = None,
     draw: Annotated[
         float | None, typer.Option(help="The random draw, in [0, 1); from the operating system if not given.", metavar="U")
     ] = None,

@@ -1,4 +1,4 @@
-"""``nmoe reproduce incentive``."""
+"""``nmoe reproduce incentive`` and ``nmoe reproduce learned-workers``."""
 
 from pathlib import Path
 from typing import Annotated
@@ -42,6 +42,39 @@ def incentive(
             command=command_line(),
             progress=progress,
             contenders=contenders(episodes) if learned else None,
+        )
+    typer.echo((folder / "results.md").read_text(encoding="utf-8"))
+    typer.echo(f"run folder {folder}")
+
+
+@reproduce.command("learned-workers")
+def learned_workers(
+    seeds: Annotated[int, typer.Option(help="Games, each with a training of its own.")] = 3,
+    episodes: Annotated[int | None, typer.Option(help="Of a training; 2000 if not given, few with --quick.")] = None,
+    retrained: Annotated[int | None, typer.Option(help="Of one agent against the others; half as many if not given.")] = None,
+    quick: Quick = False,
+    out: Out = None,
+    force: Force = False,
+) -> None:
+    """Owners' prices and workers' efforts by MAPPO against the closed form, and what one agent could gain; needs the extra market."""
+    from nmoe.report.progress import StageProgress
+
+    with interruptible_import():
+        from nmoe.market.incentive.learners.ppo import PPO
+        from nmoe.recipes.market_learn import RANGES, learn_market
+    folder = out or Path("runs/learned-workers")
+    with StageProgress() as progress:
+        learn_market(
+            ranges=RANGES,
+            seeds=seeds,
+            episodes=episodes,
+            retrained=retrained,
+            brief=quick,
+            ppo=PPO(),
+            out=folder,
+            force=force,
+            command=command_line(),
+            progress=progress,
         )
     typer.echo((folder / "results.md").read_text(encoding="utf-8"))
     typer.echo(f"run folder {folder}")

@@ -115,7 +115,7 @@ def read_market(path: Path, workloads: dict[str, Workload] | None) -> Market:
         The market; without rows it is empty.
 
     Raises:
-        BadFile: when the file cannot be read, lacks a column, or holds a word where a number should be.
+        BadFile: when the file cannot be read, lacks a column, holds a word where a number should be, or names a provider in some rows only.
         BadBids: when a number is not in its range, an id is there twice, or a workload is unknown.
     """
     table = read_bid_table(path)
@@ -136,9 +136,15 @@ def read_market(path: Path, workloads: dict[str, Workload] | None) -> Market:
 
 
 def _providers(table: BidTable) -> tuple[dict[str, int], np.ndarray | None]:
-    """Return the numbers of the providers in the order in which they are first named, and that of each user."""
+    """Return the numbers of the providers in the order in which they are first named, and that of each user.
+
+    Raises:
+        BadFile: when a user names none.
+    """
     if "provider" not in table.columns:
         return {}, None
+    if "" in table.columns["provider"]:
+        raise BadFile(f"{table.where(table.columns['provider'].index(''))}: provider should not be empty")
     numbers: dict[str, int] = {}
     found = [numbers.setdefault(name, len(numbers)) for name in table.columns["provider"]]
     return numbers, np.array(found, dtype=np.int64)

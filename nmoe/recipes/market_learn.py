@@ -1,4 +1,4 @@
-"""Learn to recruit: owners' prices and workers' efforts by MAPPO, held against the closed form, as a run folder.
+"""``nmoe reproduce learned-workers``: owners' prices and workers' efforts by MAPPO, held against the closed form, as a run folder.
 
 The games are drawn as the specification of this project says (section 3.7); no number of the paper (arXiv 2509.10512) is known.
 """
@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from nmoe.core.files import write_json
 from nmoe.core.seeds import numpy_generator
 from nmoe.market.incentive.asosa import upper_layer
 from nmoe.market.incentive.base import Orders
@@ -28,11 +27,14 @@ from nmoe.market.incentive.learners.team import Team
 from nmoe.market.incentive.learners.training import Schedule
 from nmoe.market.incentive.learners.workers import EPISODES, price_range
 from nmoe.recipes.channel_curves import mean_and_std
-from nmoe.recipes.reproduction import hardware
+from nmoe.recipes.reproduction import hardware, write_reproduction
 from nmoe.recipes.run_folder import claim
 from nmoe.recipes.watch import Progress
+from nmoe.report.figures import png_bytes
+from nmoe.report.figures.learned_workers import training_figure
+from nmoe.report.learned_workers import learned_workers_table
 
-NAME = "market-learn"
+NAME = "learned-workers"
 QUICK_EPISODES = 64
 RANGES = GameRanges(owners=3, workers_per_owner=8, factor=60.0)
 Numbers = dict[tuple[str, str], float]  # by method and metric
@@ -52,7 +54,7 @@ def learn_market(
     command: str,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Train MAPPO and the single planner on drawn games, and write a run folder: results.json, and policies under ``checkpoint``.
+    """Train MAPPO and the single planner on drawn games, and write a run folder; policies are under ``checkpoint``.
 
     Args:
         ranges: what games are drawn from.
@@ -89,7 +91,9 @@ def learn_market(
     results |= {"hardware": hardware(torch.device("cpu")), "episodes": episodes, "retrained": again.episodes}
     results |= {"rows": rows_of(found, f"{ranges.owners} owners of {ranges.workers_per_owner} workers"), "curves": curves}
     results["seconds"] = time.perf_counter() - began_s
-    write_json(out / "results.json", results)
+    write_reproduction(
+        results, out, table=learned_workers_table(results), figures={f"{NAME}-training": png_bytes(training_figure(results))}
+    )
     return results
 
 

@@ -217,7 +217,7 @@ def _manipulation(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield from ("", "## How often AERIA-EF can be manipulated", "")
     yield (
         f"Share of draws with which some user of {first['users']} with uniform values would gain by another bid; {first['markets']} "
-        f"markets, {first['points']} draws each."
+        f"market{'' if first['markets'] == 1 else 's'}, {first['points']} evenly spaced draws each, right to 1/{first['points']}."
     )
     yield from ("", "| base c | measured | proved at most |", "|---|---|---|")
     for row in rows:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from nmoe.market.auction import AeriaIC, Bids, Reason, Supply
 from nmoe.market.auction.checker import draw_trial
 from nmoe.market.auction.families import FAMILIES
+from nmoe.market.auction.flaws import Trial, find_deviation
 
 
 def naive_clear(bids, supply, base, draw):
@@ -61,6 +62,24 @@ def test_a_winners_own_bid_moves_neither_its_price_nor_its_payment(amounts, plac
     if before.served[user]:
         assert after.served[user]
         assert after.payment[user] == pytest.approx(before.payment[user], rel=1e-12)
+
+
+@pytest.mark.parametrize("base", [1.1, 2.0, 10.0])
+def test_round_numbers_and_a_draw_at_which_an_estimate_jumps_leave_nothing_to_gain(base):
+    """The order of the users, which a bid changes, changes sums by a rounding error: that must not decide whether F2 reaches c^(i + u)."""
+    generator = np.random.default_rng(3)
+    for _ in range(25):
+        users = int(generator.integers(4, 10))
+        demand = generator.choice([0.1, 0.3, 0.7]) * generator.integers(1, 4, users)
+        unit_value = generator.choice([1.0, 2, 3, 4, 5, 8, 10], users)
+        others = np.sort(np.delete(np.arange(users), generator.integers(users)))
+        others = others[np.argsort(-unit_value[others], kind="stable")]
+        jumps_at = (unit_value[others] * demand[others].cumsum())[1:].max()
+        draw = float(np.log(jumps_at) / np.log(base) % 1)
+        bids = Bids(ids=tuple(map(str, range(users))), amount=unit_value * demand, demand=demand)
+        trial = Trial(bids=bids, supply=Supply(), draw=draw)
+        found, _ = find_deviation(AeriaIC(base=base), trial, generator, list(range(users)))
+        assert found is None, str(found)
 
 
 def test_one_or_two_users_without_a_floor_have_no_price():

@@ -22,7 +22,7 @@ def test_demands_may_be_nothing_or_infinite():
     ("wrong", "message"),
     [
         ({"amount": (1.0,)}, r"amount must have one number per user, 2, got shape \(1,\)"),
-        ({"ids": ("a", "a")}, "user 'a' is there twice"),
+        ({"ids": ("a", "a")}, "user 'a' is there twice, in rows 1 and 2"),
         ({"ids": ("a", "")}, "row 2 has an empty id"),
         ({"amount": (1.0, np.nan)}, r"bid of user 'b' \(row 2\) must be finite and at least 0, got nan"),
         ({"amount": (-1.0, 1.0)}, r"bid of user 'a' \(row 1\)"),

@@ -41,8 +41,8 @@ def test_a_sentence_for_every_reason():
     supply = Supply(capacity=3, unit_cost=1)
     outcome, would = FixedPrice(price=7).clear(bids, supply, draw=0.5), "a total bid above 7 would have won, and paid that."
     assert explain(FixedPrice(price=7), bids, supply, outcome) == (
-        "Served: 1 units at 7 each, 7 in all; it bid 9, and any bid above 7 would have won at the same price.",
-        "Served: 1 units at 7 each, 7 in all; it bid 8, and any bid above 7 would have won at the same price.",
+        "Served: 1 unit at 7 each, 7 in all; it bid 9, and any bid above 7 would have won at the same price.",
+        "Served: 1 unit at 7 each, 7 in all; it bid 8, and any bid above 7 would have won at the same price.",
         f"Not served: it bid 6 per unit, below its price of 7 per unit; {would}",
         f"Not served: it bid 3 per unit, and users who bid as much or more fill the capacity of 3 units; {would}",
         f"Not served: it bid 0.5 per unit, less than the 1 that a unit costs the provider; {would}",
@@ -60,12 +60,21 @@ def test_no_price_is_no_price():
     )
 
 
+def test_without_a_price_announced_it_is_not_said_that_no_bid_would_have_won():
+    """AERIA-EF's price moves with the bid: whoever bids more here is served."""
+    for amount, supply in ((0.0, Supply()), (5.0, Supply(unit_cost=9))):
+        bids = Bids(ids=("a",), amount=np.array([amount]), demand=np.ones(1))
+        (said,) = explain(AeriaEF(), bids, supply, AeriaEF().clear(bids, supply, draw=0.5))
+        assert said.endswith("no price was announced.")
+        assert AeriaEF().clear(with_amount(bids, 0, 20.0), supply, draw=0.5).served[0]
+
+
 def test_of_a_single_price_the_price_announced_is_told():
     bids = Bids(ids=tuple("abc"), amount=np.array([5.0, 5.0, 1.0]), demand=np.array([1.0, 1.0, 2.0]))
     outcome = AeriaEF().clear(bids, Supply(), draw=0.0)
     assert [Reason(reason) for reason in outcome.reason] == [Reason.SERVED, Reason.SERVED, Reason.OUTBID]
     assert explain(AeriaEF(), bids, Supply(), outcome)[1:] == (
-        "Served: 1 units at 4 each, 4 in all; it bid 5.",
+        "Served: 1 unit at 4 each, 4 in all; it bid 5.",
         "Not served: it bid 0.5 per unit, below its price of 4 per unit; at the price announced its units cost 8 in all.",
     )
 

@@ -49,5 +49,11 @@ def test_the_few_who_dominate_are_found():
     assert len(set(found)) > 1
 
 
+def test_a_base_next_to_one_ends():
+    value, demand = np.r_[9.0, 5.0, 3.0, 1.0], np.ones(4)
+    found = leave_one_out_targets(value, demand, base=1 + 1e-9, draw=0.3)
+    np.testing.assert_allclose(found, [6.0, 6.0, 10.0, 10.0], rtol=1e-8)
+
+
 def test_nobody():
     assert leave_one_out_targets(np.empty(0), np.empty(0), base=2.0, draw=0.3).size == 0

@@ -1,7 +1,5 @@
 """Learned workers as ASOSA's lower layer, and the recipe that measures learning."""
 
-import json
-
 import numpy as np
 import pytest
 
@@ -12,7 +10,7 @@ from nmoe.market.incentive.joint import joint_equilibrium
 from nmoe.market.incentive.learners import clipped
 from nmoe.market.incentive.learners.ppo import PPO
 from nmoe.market.incentive.learners.workers import learned_workers, price_range
-from nmoe.recipes.market_learn import RANGES, learn_market
+from nmoe.recipes.market_learn import RANGES
 
 SMALL = PPO(width=16, num_envs=4, epochs=2, minibatches=2)
 
@@ -95,23 +93,6 @@ def test_callers_mistakes_are_named(monkeypatch):
     monkeypatch.setattr(clipped, "find_spec", lambda name: None)
     with pytest.raises(EngineError, match=r"learned workers need the extra market: pip install nmoe\[market\]"):
         learned_workers(recruitment, seed=0)
-
-
-def test_the_recipe_writes_rows_curves_and_policies(tmp_path):
-    arguments = {"ranges": RANGES, "seeds": 2, "retrained": 4, "brief": True, "ppo": SMALL, "command": "x", "progress": Silent()}
-    found = learn_market(**arguments, episodes=8, out=tmp_path / "run", force=False)
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert results == found
-    assert {row["method"] for row in results["rows"]} == {"mappo", "mappo untrained", "single-ppo", "single-ppo untrained"}
-    metrics = {row["metric"] for row in results["rows"] if row["method"] == "mappo"}
-    assert {"effort_error", "price_error", "owner_gain_retrained", "worker_gain_searched", "seconds"} <= metrics
-    assert all(row["n"] == 2 and row["mean"] == pytest.approx(np.mean(row["values"])) for row in results["rows"])
-    assert [len(curve["rewards"]["owners"]) for curve in results["curves"] if curve["method"] == "mappo"] == [2, 2]
-    assert (tmp_path / "run" / "checkpoint" / "mappo-1" / "card.json").is_file()
-    with pytest.raises(ValueError, match=r"is not empty"):
-        learn_market(**arguments, episodes=8, out=tmp_path / "run", force=False)
-    with pytest.raises(ValueError, match=r"seeds must be at least 1, got 0"):
-        learn_market(**(arguments | {"seeds": 0}), episodes=8, out=tmp_path / "other", force=False)
 
 
 @pytest.mark.slow

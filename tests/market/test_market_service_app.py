@@ -19,7 +19,7 @@ from nmoe.market.service.api import MAX_BODY_BYTES, MarketApi
 from nmoe.market.service.app import create_market_app
 from nmoe.market.service.commitment import commitment_of, draw_of
 from nmoe.market.service.ledger import Ledger
-from nmoe.market.service.market_metrics import MarketMetrics
+from nmoe.market.service.market_metrics import market_metrics
 from nmoe.market.service.sealed_market import SealedMarket
 from nmoe.market.service.terms import MarketSettings, Terms
 
@@ -37,7 +37,7 @@ class Site:
         self.ledger = Ledger(path, secret=bytes(32), linger_s=linger_s)
         given = {"epoch_s": 0, "operator_token": "secret", "mechanism": "aeria-ef", "workloads": WORKLOADS, **settings}
         self.market = SealedMarket(self.ledger, MarketSettings(**given), now=lambda: self.now_s)
-        metrics = MarketMetrics(self.market)
+        metrics = market_metrics(self.market)
         self.api = MarketApi(self.market, metrics)
         self.app = create_market_app(self.api, metrics, sorted(WORKLOADS))
         self.failed = []

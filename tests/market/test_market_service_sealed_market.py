@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nmoe.http import Rejected
 from nmoe.market.auction.workloads import builtin_workloads
 from nmoe.market.service.ledger import Ledger
 from nmoe.market.service.sealed_bid import SentBid
 from nmoe.market.service.sealed_market import SealedMarket
 from nmoe.market.service.terms import MarketSettings
-from nmoe.market.service.turned_away import TurnedAway
 from nmoe.market.service.verification import differences, read_record
 
 WORKLOADS = builtin_workloads()
@@ -56,7 +56,7 @@ async def bid(market, told, user, amount, named):
     wanted, number = told.wanted(user, amount, named), named or told.epoch
     sent = SentBid(id=user, bid=amount, demand=1.0, epoch=named)
     if wanted != 200:
-        with pytest.raises(TurnedAway) as refused:
+        with pytest.raises(Rejected) as refused:
             await market.accept(sent, None)
         assert refused.value.status == wanted
         return

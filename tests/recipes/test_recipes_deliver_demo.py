@@ -197,7 +197,7 @@ def test_a_users_own_weights_are_taken_and_strangers_are_refused(tmp_path):
         path = Path("models") / f"{name}.safetensors"
         assert (tmp_path / "taken" / path).read_bytes() == (tmp_path / "made" / path).read_bytes()
         save_file({"stranger": torch.zeros(2)}, tmp_path / "empty" / path.name)
-    with pytest.raises(ValueError, match="resnet.safetensors lacks tensors"):
+    with pytest.raises(ValueError, match=r"resnet\.safetensors lacks tensors"):
         _write_models(tmp_path / "refused" / "models", specs, given=tmp_path / "empty", seed=0)
     with pytest.raises(BadFile, match="there is no file"):
         _write_models(tmp_path / "without" / "models", specs, given=tmp_path / "without", seed=0)

@@ -6,24 +6,25 @@ import re
 from typing import Any
 
 import msgspec
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from nmoe.deliver.scenario import Receiver, parse_receiver
 from nmoe.deliver.server.folder import MODEL, ModelFolder, NoSuchFile, OpenFile
-from nmoe.deliver.server.metrics import CONTENT_TYPE, DeliveryMetrics
+from nmoe.deliver.server.metrics import DeliveryMetrics
 from nmoe.deliver.server.ranges import Stretch, Unsatisfiable, wanted_stretch
 from nmoe.deliver.server.replanner import Replanner, ServedUser
 from nmoe.deliver.server.schemas import USER_ID, check_bounds
 from nmoe.deliver.server.task import PackedModel
 from nmoe.deliver.server.transfer import Timing, Transfer
-from nmoe.deliver.server.turned_down import TurnedDown, quoted
+from nmoe.http import Rejected, decode_json, quoted, read_json
 
 MAX_BODY_BYTES = 16 << 10
 BODY_S = 10.0  # a body has this long to arrive
 MAX_TRANSFERS = 8  # of one user, or of all requests without one
 _USER_ID = re.compile(USER_ID, re.ASCII)
 _JSON = "application/json"
+_object = msgspec.json.Decoder(dict[str, Any])
 
 
 class DeliveryApi:
@@ -60,10 +61,10 @@ class DeliveryApi:
     async def put_user(self, request: Request) -> Response:
         """Register a user or start a new task of one, and plan."""
         user_id = _user_id(request.path_params["id"])
-        receiver = _receiver(user_id, await _body(request))
+        receiver = _receiver(user_id, await read_json(request, max_bytes=MAX_BODY_BYTES, within_s=BODY_S))
         models = {name: await self._packed(name) for name in receiver.models}
         if not self._replanner.put(receiver, models, self._timing.now()):
-            raise TurnedDown(503, f"there are {self._replanner.settings.max_users} users already", {"retry-after": "1"})
+            raise Rejected(503, f"there are {self._replanner.settings.max_users} users already", {"retry-after": "1"})
         await self.settle()
         return self._told(user_id)
 
@@ -101,7 +102,7 @@ class DeliveryApi:
         try:
             file = await asyncio.to_thread(self._folder.open, name)
         except NoSuchFile as error:
-            raise TurnedDown(404, f"there is no file {quoted(name)}; GET /files lists the models") from error
+            raise Rejected(404, f"there is no file {quoted(name)}; GET /files lists the models") from error
         try:
             return self._transfer(request, name, file)
         except BaseException:
@@ -110,7 +111,7 @@ class DeliveryApi:
 
     async def get_metrics(self, request: Request) -> Response:
         """Counts and rates for Prometheus."""
-        return Response(self._metrics.text(), media_type=CONTENT_TYPE)
+        return self._metrics.requests.response()
 
     def _transfer(self, request: Request, name: str, file: OpenFile) -> Transfer:
         modified = email.utils.formatdate(file.modified_s, usegmt=True)
@@ -122,7 +123,7 @@ class DeliveryApi:
                 stretch = wanted_stretch(asked[0] if len(asked) == 1 else None, file.size)
             except Unsatisfiable as error:
                 refused = {**headers, "content-range": f"bytes */{file.size}"}
-                raise TurnedDown(
+                raise Rejected(
                     416, f"bytes within the {file.size} of {name} wanted, got range {quoted(request.headers['range'])}", refused
                 ) from error
         if stretch is not None:
@@ -147,20 +148,20 @@ class DeliveryApi:
             raise _no_user(told)
         if (self._replanner.anonymous_transfers if user is None else user.transfers) >= MAX_TRANSFERS:
             status, whose = (503, "without a user") if user is None else (429, "of one user")
-            raise TurnedDown(status, f"at most {MAX_TRANSFERS} transfers {whose} at a time wanted", {"retry-after": "1"})
+            raise Rejected(status, f"at most {MAX_TRANSFERS} transfers {whose} at a time wanted", {"retry-after": "1"})
         self._replanner.begin(user, self._timing.now())
         if not (self._replanner.anonymous if user is None else user.bucket).rate:
             self._replanner.end(user, self._timing.now())
-            raise TurnedDown(503, "the plan leaves nothing over for whom it does not serve", {"retry-after": "1"})
+            raise Rejected(503, "the plan leaves nothing over for whom it does not serve", {"retry-after": "1"})
         return user
 
     async def _packed(self, name: str) -> PackedModel:
         try:
             packed = await asyncio.to_thread(self._folder.packed, name)
         except NoSuchFile as error:
-            raise TurnedDown(400, f"models: there is no {quoted(name)}; GET /files lists them") from error
+            raise Rejected(400, f"models: there is no {quoted(name)}; GET /files lists them") from error
         if isinstance(packed, str):
-            raise TurnedDown(409, f"cannot plan: {packed}")
+            raise Rejected(409, f"cannot plan: {packed}")
         return packed
 
     def _told(self, user_id: str) -> Response:
@@ -199,53 +200,25 @@ def _json(value: Any) -> Response:
 
 def _user_id(text: str) -> str:
     if not _USER_ID.fullmatch(text):
-        raise TurnedDown(400, f"the id of a user is 1 to 64 letters, digits, dots, dashes and underscores, got {quoted(text)}")
+        raise Rejected(400, f"the id of a user is 1 to 64 letters, digits, dots, dashes and underscores, got {quoted(text)}")
     return text
 
 
-def _no_user(user_id: str) -> TurnedDown:
-    return TurnedDown(404, f"no user {quoted(user_id)} is registered: PUT /users/ID does, and silence unregisters")
-
-
-async def _body(request: Request) -> bytes:
-    """Return a request's body.
-
-    Raises:
-        TurnedDown: 400, 408, 413 or 415.
-    """
-    media = request.headers.get("content-type", _JSON).partition(";")[0].strip().lower()
-    if media != _JSON:
-        raise TurnedDown(415, f"content type {_JSON} wanted, got {quoted(media)}")
-    body = bytearray()
-    try:
-        async with asyncio.timeout(BODY_S):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > MAX_BODY_BYTES:
-                    raise TurnedDown(413, f"a body of at most {MAX_BODY_BYTES} bytes wanted")
-    except TimeoutError as error:
-        raise TurnedDown(408, f"the whole body wanted within {BODY_S:g} s, {len(body)} bytes came") from error
-    except ClientDisconnect as error:
-        raise TurnedDown(400, "the client went away before the body's end") from error
-    return bytes(body)
+def _no_user(user_id: str) -> Rejected:
+    return Rejected(404, f"no user {quoted(user_id)} is registered: PUT /users/ID does, and silence unregisters")
 
 
 def _receiver(user_id: str, body: bytes) -> Receiver:
     """Return the user that a body describes.
 
     Raises:
-        TurnedDown: 400.
+        Rejected: 400.
     """
-    try:
-        told = msgspec.json.decode(body, type=dict[str, Any])
-    except RecursionError as error:
-        raise TurnedDown(400, "a body without deep nesting wanted") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise TurnedDown(400, f"the JSON cannot be read: {error}") from error
+    told = decode_json(_object, body)
     if told.setdefault("id", user_id) != user_id:
-        raise TurnedDown(400, f"the id in the body must be that of the path, {user_id}, got {quoted(told['id'])}")
+        raise Rejected(400, f"the id in the body must be that of the path, {user_id}, got {quoted(told['id'])}")
     check_bounds(told)
     try:
         return parse_receiver(told)
     except ValueError as error:
-        raise TurnedDown(400, str(error)) from error
+        raise Rejected(400, str(error)) from error

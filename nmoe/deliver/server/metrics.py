@@ -1,14 +1,12 @@
 """Metrics: users, shares and rates in Prometheus' text format, read when asked for; as many series as there may be users."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, Counter, generate_latest
+from prometheus_client import Counter
 from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from nmoe.deliver.server.replanner import Replanner
-
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+from nmoe.http import RequestMetrics
 
 
 class DeliveryMetrics:
@@ -19,32 +17,11 @@ class DeliveryMetrics:
     """
 
     def __init__(self, replanner: Replanner) -> None:
-        self._registry = CollectorRegistry()
-        self._registry.register(_UserCollector(replanner))
-        self._requests = Counter("nmoe_deliver_requests", "HTTP requests", ("route", "status"), registry=self._registry)
-        self.plans = Counter("nmoe_deliver_plans", "Plans made", registry=self._registry)
-
-    def count(self, route: str, status: int) -> None:
-        """Count one request; ``route`` is one of the paths served, not what a client wrote."""
-        self._requests.labels(route, str(status)).inc()
-
-    def text(self) -> bytes:
-        """Return everything in Prometheus' text format."""
-        return generate_latest(self._registry)
-
-
-class _UserCollector(Collector):
-    """The users as metrics."""
-
-    def __init__(self, replanner: Replanner) -> None:
+        self.requests = RequestMetrics("nmoe_deliver_requests", self._state)
+        self.plans = Counter("nmoe_deliver_plans", "Plans made", registry=self.requests.registry)
         self._replanner = replanner
 
-    def describe(self) -> Iterable[Metric]:
-        """Name nothing beforehand."""
-        return ()
-
-    def collect(self) -> Iterator[Metric]:
-        """Give the metrics of now."""
+    def _state(self) -> Iterator[Metric]:
         users = self._replanner.users
         served = sum(user.allocation is not None and user.allocation.served for user in users.values())
         transfers = self._replanner.anonymous_transfers + sum(user.transfers for user in users.values())

@@ -65,7 +65,8 @@ class Bids:
                 raise BadBids(f"{name} must have one number per user, {len(self.ids)}, got shape {column.shape}")
         if len(set(self.ids)) != len(self.ids):
             twice = Counter(self.ids).most_common(1)[0][0]
-            raise BadBids(f"user {twice!r} is there twice")
+            first = self.ids.index(twice)
+            raise BadBids(f"user {twice!r} is there twice, in rows {first + 1} and {self.ids.index(twice, first + 1) + 1}")
         if "" in self.ids:
             raise BadBids(f"row {self.ids.index('') + 1} has an empty id")
         self._check("bid", self.amount, np.isfinite(self.amount) & (self.amount >= 0), "finite and at least 0")

@@ -14,7 +14,7 @@ FAR = 1e3  # times any price in the market
 
 
 def winning_bid(mechanism: Mechanism, bids: Bids, supply: Supply, outcome: Outcome, user: int) -> float:
-    """Return the least total bid with which a user would have won, or the infimum of such bids; infinite when none would have.
+    """Return the least total bid with which a user would have won, or the infimum of such bids; infinite when none is known to.
 
     Args:
         mechanism: that cleared the market. If it is truthful the answer is exact: for a winner what it pays, for others it takes one more
@@ -64,21 +64,25 @@ def explain_user(mechanism: Mechanism, bids: Bids, supply: Supply, outcome: Outc
     if reason is Reason.UNSERVABLE:
         return "Not served: no amount of edge compute meets the need."
     if demand > supply.capacity and reason is Reason.NO_ROOM:
-        return f"Not served: it needs {demand:.6g} units and the edge has {supply.capacity:.6g} in all."
+        return f"Not served: it needs {_units(demand)} and the edge has {supply.capacity:.6g} in all."
     threshold = winning_bid(mechanism, bids, supply, outcome, user)
     if reason is Reason.SERVED:
-        paid = f"Served: {demand:.6g} units at {outcome.unit_price[user]:.6g} each, {outcome.payment[user]:.6g} in all"
+        paid = f"Served: {_units(demand)} at {outcome.unit_price[user]:.6g} each, {outcome.payment[user]:.6g} in all"
         if mechanism.truthful:
             return f"{paid}; it bid {bids.amount[user]:.6g}, and any bid above {threshold:.6g} would have won at the same price."
         return f"{paid}; it bid {bids.amount[user]:.6g}."
     return f"Not served: {_why(reason, bids, supply, outcome, user)}; {_what_would(mechanism, threshold)}"
 
 
+def _units(demand: float) -> str:
+    return f"{demand:.6g} unit{'' if demand == 1 else 's'}"
+
+
 def _why(reason: Reason, bids: Bids, supply: Supply, outcome: Outcome, user: int) -> str:
     unit_bid = f"it bid {float(bids.amount[user]) / float(bids.demand[user]):.6g} per unit"
     return {
         Reason.BELOW_COST: f"{unit_bid}, less than the {supply.unit_cost:.6g} that a unit costs the provider",
-        Reason.NO_ROOM: f"{unit_bid}, and users who bid as much or more fill the capacity of {supply.capacity:.6g} units",
+        Reason.NO_ROOM: f"{unit_bid}, and users who bid as much or more fill the capacity of {_units(supply.capacity)}",
         Reason.OUTBID: f"{unit_bid}, below its price of {outcome.unit_price[user]:.6g} per unit",
         Reason.NO_PRICE: f"{unit_bid}, and the others' bids set no price",
         Reason.REJECTED: "the lottery took it out, whatever it bid",
@@ -87,7 +91,7 @@ def _why(reason: Reason, bids: Bids, supply: Supply, outcome: Outcome, user: int
 
 def _what_would(mechanism: Mechanism, threshold: float) -> str:
     if not np.isfinite(threshold):
-        return "no bid would have won."
+        return "no bid would have won." if mechanism.truthful else "no price was announced."
     if mechanism.truthful:
         return f"a total bid above {threshold:.6g} would have won, and paid that."
     return f"at the price announced its units cost {threshold:.6g} in all."

@@ -17,10 +17,11 @@ t = c^(j + u): R_i >= t exactly when
 Each is a comparison with a running maximum, for demands of any size, so one t costs O(n). The largest t is at most F2(P); users whom it
 does not settle are tried with t / c, and so on. Below F2(P) / 2 at most two are left: without i there is F2 (1 - d_i / D_m*) or more when
 F2 has m* >= 3 winners, of whom one at most has more than half of D_m*, and when m* = 2 only these two matter. Those few are computed
-directly. So O(n log n) to sort and O(n (1 + log_c 2)) for all R_i, which take few different values: each is asked of ``CostShare`` once.
+directly. So O(n log n) to sort and O(n (1 + log_c 2)), at most O(n^2), for all R_i, which take few different values: each is asked of
+``CostShare`` once.
 
-Departures: the specification asks for O(n log n) with unit demands only. F2(P minus i) that misses t by less than 1e-12 of it reaches t: else,
-where round numbers make the two equal, i's own bid would decide by the order in which others' demands are added.
+Departures: the specification asks for O(n log n) with unit demands only. An F2(P minus i) that misses t by less than 1e-12 of it reaches t:
+else, where round numbers make the two equal, i's own bid would decide by the order in which others' demands are added.
 """
 
 import numpy as np
@@ -54,7 +55,7 @@ def leave_one_out_targets(value: Values, demand: Values, *, base: float, draw: f
     best, left = two_winner_value(value, total) / SLACK, np.arange(users)
     highest = int(exponents(np.array([best]), base=base, draw=draw)[0]) if best > 0 else 0
     step = 0
-    while left.size > FEW and best > 0:
+    while left.size > FEW and best > 0 and step < users:  # with c near 1 the naive way takes fewer steps
         target = float(np.power(base, highest - step + draw))
         reached = target * SLACK
         settled = (before[left] >= reached) | (_room_after(value, total, reached)[left] >= demand[left])

@@ -15,11 +15,12 @@ abstract says that ASOSA stabilises everyone's strategies and solves the couplin
     4 res > 0.999 of the last one: kappa <- max(kappa/2, 0.001); after 10 good steps: kappa <- min(0.5, 1.2 kappa)
     5 k <- (1 - kappa) k + kappa k'
 
-Departures: where the lower layer says that nobody sells more at any price, p is the price at which the owners would want no more than what
-they got. Where owners have stocks the upper layer is searched over a grid, and res counts as nothing from 1e-6. The best reward may then
-jump between two peaks as prices move, and a supply curve may have a gap between one worker's cap and the next one's beta: the loop has no
-end in such games, and gives up after 100 turns at the least damping. The joint equilibrium takes over then, as at the last turn, and the
-result says so.
+Departures: where the lower layer says that a higher price brings no more samples, all who work being at their caps, p is the price at which
+the owners would want no more than what they got. Where owners have stocks the upper layer is searched over a grid, and res counts as
+nothing from 1e-6. Where workers are scarce prices have a long way to rise and the residual need not fall on it: after 20 turns at the least
+damping kappa is 0.3 again. With stocks the best reward may jump between two peaks as prices move: the loop has no end in such games, and
+gives up when that has been so five times. The joint equilibrium takes over then, as at the last turn, and the result says so; it is that of a publisher
+that foresees how prices rise with its reward, which the loop's does not.
 """
 
 from dataclasses import dataclass, replace
@@ -40,7 +41,9 @@ WORSE = 0.999  # a residual above this part of the last one is no progress
 LEAST = 1e-3  # damping
 GOOD_STEPS = 10
 FASTER = 1.2
-PATIENCE = 100  # turns at the least damping, up to a factor of 2: what has not settled by then jumps
+PATIENCE = 20  # turns at the least damping, up to a factor of 2: what has not settled by then crawls, or jumps
+AGAIN = 0.3  # damping after that
+CHANCES = 5  # times; what has not settled by then jumps
 STOCK_TOLERANCE = 1e-6  # the reward comes from a grid then
 
 
@@ -64,6 +67,33 @@ class Damping:
         """
         if not 0 < self.first <= 1:
             raise ValueError(f"damping must be above 0 and at most 1, got {self.first}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How fast costs move, as turns go well or not.
+
+    Attributes:
+        kappa: the damping.
+        good: steps since it changed, all good.
+        slow: turns on end at the least damping, up to a factor of 2.
+        crawls: how often there were too many of these.
+    """
+
+    kappa: float
+    good: int = 0
+    slow: int = 0
+    crawls: int = 0
+
+    def after(self, *, worse: bool) -> "Pace":
+        """Return the pace after a turn that made things worse or not."""
+        kappa, good = (max(self.kappa / 2, LEAST), 0) if worse else (self.kappa, self.good + 1)
+        if good == GOOD_STEPS:
+            kappa, good = min(0.5, FASTER * kappa), 0
+        slow = self.slow + 1 if kappa < 2 * LEAST else 0
+        if slow == PATIENCE:
+            return Pace(kappa=AGAIN, crawls=self.crawls + 1)
+        return Pace(kappa=kappa, good=good, slow=slow, crawls=self.crawls)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -144,7 +174,7 @@ class Asosa:
         tolerance = layer.tolerance if self.tolerance is None else self.tolerance
         if (owners.stock > 0).any():
             tolerance = max(tolerance, STOCK_TOLERANCE)
-        prices, kappa, good, last, stuck = layer.opening_prices(), self.damping.first, 0, np.inf, 0
+        prices, last, pace = layer.opening_prices(), np.inf, Pace(kappa=self.damping.first)
         steps: list[Step] = []
         while True:
             orders = upper_layer(recruitment, prices)
@@ -152,15 +182,14 @@ class Asosa:
             found = _clearing(recruitment, orders, response)
             residual = _residual(recruitment, prices, found)
             if self.damping.adaptive:
-                kappa, good = _adapted(kappa, good, worse=residual > WORSE * last)
-                stuck = stuck + 1 if kappa < 2 * LEAST else 0
-            steps.append(_step(orders, found, residual, kappa, response))
+                pace = pace.after(worse=residual > WORSE * last)
+            steps.append(_step(orders, found, residual, pace.kappa, response))
             if residual < tolerance and response.policy_change < self.policy_tolerance:
                 return self._end(recruitment, orders, response, found, steps, converged=True)
-            if len(steps) >= self.max_steps or stuck >= PATIENCE:
+            if len(steps) >= self.max_steps or pace.crawls >= CHANCES:
                 return self._end(recruitment, orders, response, found, steps, converged=False)
             last = residual
-            prices = np.where(np.isfinite(found), (1 - kappa) * prices + kappa * found, prices)
+            prices = np.where(np.isfinite(found), (1 - pace.kappa) * prices + pace.kappa * found, prices)
 
     def _end(
         self,
@@ -226,13 +255,6 @@ def settle_response(recruitment: Recruitment, orders: Orders, response: WorkerRe
         wages=wages,
         method=method,
     )
-
-
-def _adapted(kappa: float, good: int, *, worse: bool) -> tuple[float, int]:
-    """Return damping and number of good steps after a step."""
-    if worse:
-        return max(kappa / 2, LEAST), 0
-    return (min(0.5, FASTER * kappa), 0) if good + 1 == GOOD_STEPS else (kappa, good + 1)
 
 
 def _residual(recruitment: Recruitment, prices: Float[ndarray, " owner"], found: Float[ndarray, " owner"]) -> float:

@@ -2,7 +2,9 @@
 
 Source: this project's static benchmark of the workers' game (``nmoe.market.incentive.supply``).
 
-Departures: where more is ordered than workers can gather at any price, a pool gives all its buyers the same share of their orders.
+Departures: where more is ordered than workers gather, for all who work are at their caps, a pool gives all its buyers the same share of
+their orders. A supply curve has a gap there: the orders' own price is within it (``nmoe.market.incentive.scarcity``). The tolerance is
+1e-10, not the derivation's 1e-8, which leaves one game in ten further than 1e-8 from the joint equilibrium.
 """
 
 from dataclasses import dataclass
@@ -13,10 +15,10 @@ from numpy import ndarray
 
 from nmoe.market.incentive.base import POOL, Orders, Recruitment, WorkerLayer, WorkerResponse
 from nmoe.market.incentive.joint import lowest_prices
-from nmoe.market.incentive.scarcity import scarcity_prices
+from nmoe.market.incentive.scarcity import demand_at
 from nmoe.market.incentive.supply import SupplyCurves, dedicated_supply, efforts_at, pool_supply
 
-TOLERANCE = 1e-8
+TOLERANCE = 1e-10  # leaves the loop within 1e-8 of the joint equilibrium
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -42,25 +44,20 @@ class ExactWorkers(WorkerLayer):
 
     def respond(self, orders: Orders) -> WorkerResponse:
         buyers = self.recruitment.sellers() == POOL
-        limits, highest = self.dedicated.most, _highest(self.dedicated)
-        collected = np.minimum(orders.targets, limits)
+        limits = self.dedicated.limits(demand_at(self.recruitment, orders, self.dedicated.breaks))
+        collected = np.minimum(orders.targets, np.minimum(limits, self.dedicated.most))
         prices = self.dedicated.price(collected)
         if buyers.any():
-            ordered, most = float(orders.targets[buyers].sum()), float(self.pool.most[0])
+            ordered = float(orders.targets[buyers].sum())
             parts = orders.targets / ordered if ordered > 0 else np.full_like(orders.targets, 1 / buyers.sum())
-            limits = np.where(buyers, parts * most, limits) if np.isfinite(most) else np.where(buyers, np.inf, limits)
-            highest = np.where(buyers, _highest(self.pool)[0], highest)
-            collected = np.where(buyers, np.minimum(orders.targets, limits), collected)
-            prices = np.where(buyers, self.pool.price(np.array([min(ordered, most)]))[0], prices)
-        exhausted = scarcity_prices(self.recruitment, orders, limits) >= highest  # then all work as much as they can
+            breaks = np.repeat(self.pool.breaks, len(buyers), axis=0)
+            limit = float(self.pool.limits(demand_at(self.recruitment, orders, breaks)[buyers].sum(axis=0, keepdims=True))[0])
+            gathered = min(ordered, limit, float(self.pool.most[0]))
+            limits = np.where(buyers, parts * limit if np.isfinite(limit) else np.inf, limits)
+            collected = np.where(buyers, np.minimum(orders.targets, parts * gathered), collected)
+            prices = np.where(buyers, self.pool.price(np.array([gathered]))[0], prices)
         efforts = efforts_at(self.recruitment, np.where(np.isfinite(prices), prices, 0.0))
-        return WorkerResponse(prices=prices, collected=collected, efforts=efforts, exhausted=exhausted, limits=limits)
-
-
-def _highest(curves: SupplyCurves) -> Float[ndarray, " row"]:
-    """Return the price from which all workers of a row are at their caps; infinite where that is never."""
-    most = curves.most
-    return np.where(np.isfinite(most) & (most > 0), curves.price(np.where(np.isfinite(most), most, 0.0)), np.inf)
+        return WorkerResponse(prices=prices, collected=collected, efforts=efforts, exhausted=np.isfinite(limits), limits=limits)
 
 
 def exact_workers(recruitment: Recruitment) -> ExactWorkers:

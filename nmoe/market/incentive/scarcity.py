@@ -1,4 +1,4 @@
-"""Scarcity: the price at which owners would want no more than what workers can gather at any price.
+"""Scarcity: the price at which owners want no more than what workers gather, where a higher price would bring no more.
 
 Source: this project's; workers without caps, which are all that its derivation has, are never scarce.
 
@@ -13,6 +13,15 @@ from numpy import ndarray
 from scipy.optimize import brentq
 
 from nmoe.market.incentive.base import POOL, Orders, Recruitment
+
+
+def demand_at(recruitment: Recruitment, orders: Orders, prices: Float[ndarray, "owner price"]) -> Float[ndarray, "owner price"]:
+    """Return what each owner would order at other prices than its own, the contest's T and eta staying; 0 where there is no task."""
+    owners, total = recruitment.owners, orders.efficiency * orders.reward
+    if total <= 0:
+        return np.zeros_like(prices)
+    q, cost, stock = (column[:, None] for column in (owners.quality, owners.unit_cost, owners.stock))
+    return np.asarray(np.maximum(total / q * (1 - orders.efficiency * (cost + prices) / q) - stock, 0.0))
 
 
 def scarcity_prices(recruitment: Recruitment, orders: Orders, limits: Float[ndarray, " owner"]) -> Float[ndarray, " owner"]:

@@ -72,6 +72,18 @@ class SupplyCurves:
             rise = np.where(missing > 0, missing / slopes, 0.0)
         return np.asarray(self.breaks[rows, place] + rise)
 
+    def limits(self, demand: Float[ndarray, "row break"]) -> Float[ndarray, " row"]:
+        """Return what is supplied where demand meets a gap, in which a higher price brings no more samples; infinite where it meets none.
+
+        A gap lies between the price at which all who work are at their caps and the one at which the next worker joins, if any.
+
+        Args:
+            demand: at every break, falling along a row.
+        """
+        after = np.concatenate([demand[:, 1:], np.zeros((len(demand), 1))], axis=1)
+        gap = np.isfinite(self.breaks) & (self.slopes == 0) & (demand >= self.amounts) & (after <= self.amounts)
+        return np.asarray(np.where(gap, self.amounts, np.inf).min(axis=1))
+
     def with_flat(self, rows: Bool[ndarray, " row"], price: Float[ndarray, "..."]) -> "SupplyCurves":
         """Return curves of which some rows supply any amount at a price, one or many along new first axes; nothing at an infinite one."""
         breaks = np.broadcast_to(self.breaks, (*price.shape, *self.breaks.shape)).copy()

@@ -1,8 +1,10 @@
 """Service: a market over HTTP, one sealed auction per epoch."""
 
+from nmoe.http import ServerError as MarketServerError
+from nmoe.http import serve_until_told as serve_market_until_told
 from nmoe.market.service.client import MarketClient, MarketRefusal
 from nmoe.market.service.ledger import LedgerError
-from nmoe.market.service.server import MarketServer, MarketServerError, serve_market_until_told
+from nmoe.market.service.server import MarketServer
 from nmoe.market.service.terms import MarketSettings
 
 __all__ = [

@@ -8,13 +8,13 @@ from typing import Self
 import msgspec
 
 from nmoe.core.errors import BadFile
+from nmoe.http import Rejected, quoted
 from nmoe.market.auction.workloads import Workload
 from nmoe.market.service.commitment import commitment_of, receipt_of
 from nmoe.market.service.ledger import BidRow, EpochRow, Ledger
 from nmoe.market.service.receipt import Receipt
 from nmoe.market.service.summary import EpochSummary
 from nmoe.market.service.terms import Terms, workloads_digest
-from nmoe.market.service.turned_away import TurnedAway, quoted
 
 
 @dataclass(slots=True, kw_only=True)
@@ -126,10 +126,10 @@ def answer_again(bid: BidRow, epoch: int, body: bytes, key: str | None) -> bytes
     """Return the answer to a bid that has been taken before, the first one, byte for byte.
 
     Raises:
-        TurnedAway: 409 when this is another bid: its sender must not learn what was bid.
+        Rejected: 409 when this is another bid: its sender must not learn what was bid.
     """
     if bid.body != body or bid.key not in (None, key):
-        raise TurnedAway(409, f"{quoted(bid.user)} has bid in epoch {epoch} already, with other content or another Idempotency-Key")
+        raise Rejected(409, f"{quoted(bid.user)} has bid in epoch {epoch} already, with other content or another Idempotency-Key")
     return Receipt(epoch=epoch, id=bid.user, receipt=bid.receipt).written()
 
 

@@ -5,7 +5,7 @@ from typing import Any, Self
 
 import msgspec
 
-from nmoe.market.service.turned_away import TurnedAway, quoted
+from nmoe.http import Rejected, quoted
 
 USER_ID = r"^[A-Za-z0-9_][A-Za-z0-9._:@+-]{0,63}$"
 NEED = ("workload", "accuracy", "latency_s", "tasks", "device_flops", "uplink_bps")
@@ -57,7 +57,7 @@ class Need(NeedFields, kw_only=True, frozen=True, forbid_unknown_fields=True, om
             workloads: names that there are.
 
         Raises:
-            TurnedAway: 400.
+            Rejected: 400.
         """
         need: Self = _decoded(body, cls, '{"demand": 1}')
         check_need(need, workloads)
@@ -103,7 +103,7 @@ class SentBid(NeedFields, kw_only=True, frozen=True, forbid_unknown_fields=True,
         sent: Self = _decoded(body, cls, '{"id": "a", "bid": 2.5, "demand": 1}')
         check_bid(sent, workloads)
         if sent.epoch is not None and not 1 <= sent.epoch <= MAX_EPOCH:
-            raise TurnedAway(400, f"epoch: a whole number from 1 wanted, got {quoted(sent.epoch)}")
+            raise Rejected(400, f"epoch: a whole number from 1 wanted, got {quoted(sent.epoch)}")
         return sent
 
 
@@ -115,7 +115,7 @@ def check_bid(bid: SealedBid | SentBid, workloads: frozenset[str]) -> None:
         workloads: names that there are.
 
     Raises:
-        TurnedAway: 400.
+        Rejected: 400.
     """
     check_user_id(bid.id)
     _check_number("bid", bid.bid)
@@ -126,32 +126,32 @@ def check_user_id(text: str) -> None:
     """Check an id.
 
     Raises:
-        TurnedAway: 400.
+        Rejected: 400.
     """
     if not _user_id.fullmatch(text):
         wanted = "1 to 64 letters, digits and . _ : @ + - wanted, a letter, digit or _ first"
-        raise TurnedAway(400, f"id: {wanted}; got {quoted(text)}, {len(text)} characters")
+        raise Rejected(400, f"id: {wanted}; got {quoted(text)}, {len(text)} characters")
 
 
 def check_need(need: NeedFields, workloads: frozenset[str]) -> None:
     """Check that a need is either units or a whole task, each number within its bounds.
 
     Raises:
-        TurnedAway: 400.
+        Rejected: 400.
     """
     given = [name for name in NEED if getattr(need, name) is not None]
     if need.demand is not None:
         if given:
-            raise TurnedAway(400, f"demand alone or {', '.join(NEED)} wanted, got demand and {', '.join(given)}")
+            raise Rejected(400, f"demand alone or {', '.join(NEED)} wanted, got demand and {', '.join(given)}")
         _check_number("demand", need.demand)
         if 0 < need.demand < LEAST_DEMAND:
-            raise TurnedAway(400, f"demand: 0 or at least {LEAST_DEMAND:g} wanted, got {need.demand:g}")
+            raise Rejected(400, f"demand: 0 or at least {LEAST_DEMAND:g} wanted, got {need.demand:g}")
         return
     if len(given) < len(NEED):
         missing = [name for name in NEED if name not in given]
-        raise TurnedAway(400, f"demand, or all of {', '.join(NEED)} wanted; {', '.join(missing)} did not come")
+        raise Rejected(400, f"demand, or all of {', '.join(NEED)} wanted; {', '.join(missing)} did not come")
     if need.workload not in workloads:
-        raise TurnedAway(400, f"workload: one of {', '.join(sorted(workloads))} wanted, got {quoted(need.workload)}")
+        raise Rejected(400, f"workload: one of {', '.join(sorted(workloads))} wanted, got {quoted(need.workload)}")
     for name in NEED[1:]:
         _check_number(name, getattr(need, name))
 
@@ -159,13 +159,13 @@ def check_need(need: NeedFields, workloads: frozenset[str]) -> None:
 def _check_number(name: str, value: float) -> None:
     low, high = BOUNDS[name]
     if not low <= value <= high:  # NaN is not
-        raise TurnedAway(400, f"{name}: a number from {low:g} to {high:g} wanted, got {quoted(value)}")
+        raise Rejected(400, f"{name}: a number from {low:g} to {high:g} wanted, got {quoted(value)}")
 
 
 def _decoded(body: bytes, kind: Any, example: str) -> Any:
     try:
         return msgspec.json.decode(body, type=kind)
     except RecursionError as error:
-        raise TurnedAway(400, "a body without deep nesting wanted") from error
+        raise Rejected(400, "a body without deep nesting wanted") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:  # a ValidationError is a DecodeError
-        raise TurnedAway(400, f"a body such as {example} wanted: {error}") from error
+        raise Rejected(400, f"a body such as {example} wanted: {error}") from error

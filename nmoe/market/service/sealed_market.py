@@ -10,6 +10,7 @@ from collections.abc import Callable
 import msgspec
 
 from nmoe.core.errors import BadFile
+from nmoe.http import Rejected, quoted
 from nmoe.market.service.commitment import NonceChain, same_secret
 from nmoe.market.service.ledger import BidRow, Ledger, LedgerError
 from nmoe.market.service.open_epoch import OpenEpoch, answer_again
@@ -17,7 +18,6 @@ from nmoe.market.service.record import clear_epoch
 from nmoe.market.service.sealed_bid import SealedBid, SentBid
 from nmoe.market.service.summary import EpochSummary, LastPrice, summary_of
 from nmoe.market.service.terms import MarketSettings
-from nmoe.market.service.turned_away import TurnedAway, quoted
 
 MAX_CLEARING = 4  # epochs that are over and not cleared; beyond it no bids are taken
 RESULTS_AT_ONCE = 2000  # written in one go, between which bids go on
@@ -114,13 +114,13 @@ class SealedMarket:
             key: the request's idempotency key; a replay must come with the same one.
 
         Raises:
-            TurnedAway: 404 for an epoch to come, 409 for one that is over and for a user who has bid something else, 503 when busy.
+            Rejected: 404 for an epoch to come, 409 for one that is over and for a user who has bid something else, 503 when busy.
         """
         self.tick()
         body = sent.sealed().written()
         number = self._epoch.number if sent.epoch is None else sent.epoch
         if number > self._epoch.number:
-            raise TurnedAway(404, f"epoch {number} has not opened; epoch {self._epoch.number} is open")
+            raise Rejected(404, f"epoch {number} has not opened; epoch {self._epoch.number} is open")
         if number < self._epoch.number and number not in self._closing:
             return await self._replayed(number, sent.id, body, key)
         epoch = self._epoch if number == self._epoch.number else self._closing[number]
@@ -133,11 +133,11 @@ class SealedMarket:
         """End an epoch now if it is open, and return when it is cleared.
 
         Raises:
-            TurnedAway: 404 when it has not opened.
+            Rejected: 404 when it has not opened.
         """
         self.tick()
         if number > self._epoch.number:
-            raise TurnedAway(404, f"epoch {number} has not opened; epoch {self._epoch.number} is open")
+            raise Rejected(404, f"epoch {number} has not opened; epoch {self._epoch.number} is open")
         if number == self._epoch.number:
             await asyncio.shield(self._epoch.opened)
             if number == self._epoch.number:
@@ -149,7 +149,7 @@ class SealedMarket:
         """Return what may be known of an epoch: its terms and commitment, or its record when it is cleared.
 
         Raises:
-            TurnedAway: 404 when it has not opened.
+            Rejected: 404 when it has not opened.
         """
         current = await self.current()
         epoch = current if number == current.number else self._closing.get(number)
@@ -157,7 +157,7 @@ class SealedMarket:
             return epoch.shown()
         record = self._latest[1] if number == self._latest[0] else await asyncio.to_thread(self.ledger.record, number)
         if record is None:
-            raise TurnedAway(404, f"epoch {number} has not opened; epoch {current.number} is open")
+            raise Rejected(404, f"epoch {number} has not opened; epoch {current.number} is open")
         return record
 
     async def listed(self, before: int, limit: int) -> bytes:
@@ -171,7 +171,7 @@ class SealedMarket:
         """Return a bid to its bidder, and what became of it once its epoch is cleared.
 
         Raises:
-            TurnedAway: 404 when there is no such bid with that receipt; which of the two is not said.
+            Rejected: 404 when there is no such bid with that receipt; which of the two is not said.
         """
         epoch = self._epoch if number == self._epoch.number else self._closing.get(number)
         if epoch is None:
@@ -180,7 +180,7 @@ class SealedMarket:
             bid, state = epoch.bids.get(user), epoch.state
             await epoch.settled(user)
         if bid is None or not same_secret(bid.receipt, receipt):
-            raise TurnedAway(404, f"epoch {number} has no bid of {quoted(user)} with that receipt")
+            raise Rejected(404, f"epoch {number} has no bid of {quoted(user)} with that receipt")
         result = None if bid.result is None else msgspec.Raw(bid.result)
         closes_in_s = self.remaining_s() if state == "open" else 0.0
         told = {"epoch": number, "id": user, "state": state, "closes_in_s": closes_in_s, "sent": msgspec.Raw(bid.body), "result": result}
@@ -192,9 +192,9 @@ class SealedMarket:
             raise _late(epoch.number, self._epoch.number)
         if len(epoch.bids) >= self.settings.max_bids:
             wait = str(max(1, round(self.remaining_s() or 1)))
-            raise TurnedAway(503, f"epoch {epoch.number} is full with {self.settings.max_bids} bids", {"retry-after": wait})
+            raise Rejected(503, f"epoch {epoch.number} is full with {self.settings.max_bids} bids", {"retry-after": wait})
         if self.ledger.num_waiting >= self.settings.max_waiting or len(self._closing) > MAX_CLEARING:
-            raise TurnedAway(503, "busy: as many bids wait for the disk, or epochs for their clearing, as may", {"retry-after": "1"})
+            raise Rejected(503, "busy: as many bids wait for the disk, or epochs for their clearing, as may", {"retry-after": "1"})
         self.num_accepted += 1
         return epoch.take(user, body, key, self.ledger)
 
@@ -268,5 +268,5 @@ class SealedMarket:
         self.last_price = summary.price() or self.last_price
 
 
-def _late(number: int, current: int) -> TurnedAway:
-    return TurnedAway(409, f"epoch {number} is over; epoch {current} is open")
+def _late(number: int, current: int) -> Rejected:
+    return Rejected(409, f"epoch {number} is over; epoch {current} is open")

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import msgspec
 
 from nmoe.core.errors import BadFile, NmoeError
+from nmoe.http import Rejected
 from nmoe.market.auction.workloads import Workload
 from nmoe.market.service.commitment import LINKS, SECRET_BYTES, hashed_on, receipt_of
 from nmoe.market.service.receipt import Receipt
 from nmoe.market.service.record import FORMAT, EpochRecord, clear_epoch
 from nmoe.market.service.sealed_bid import SealedBid, check_bid
 from nmoe.market.service.terms import workloads_digest
-from nmoe.market.service.turned_away import TurnedAway
 
 TOLERANCE = 1e-9  # relative, of computed numbers: sums of floats need not be the same on every machine; the digest holds every digit
 MAX_BYTES = 1 << 30
@@ -135,7 +135,7 @@ def _check_bids(bids: Sequence[SealedBid], workloads: frozenset[str]) -> None:
     for place, bid in enumerate(bids):
         try:
             check_bid(bid, workloads)
-        except TurnedAway as error:
+        except Rejected as error:
             raise WrongRecord(f"bids[{place}]: {error}") from error
     if len({bid.id for bid in bids}) < len(bids):
         raise WrongRecord("bids: one per user wanted, some user is there twice")

@@ -10,12 +10,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 import nmoe
+from nmoe.http import Rejected, decode_json, quoted
 from nmoe.node.http.answer import write_answer
 from nmoe.node.http.inference import InferCall, read_call
 from nmoe.node.http.intake import Intake, media_type
-from nmoe.node.http.metrics import CONTENT_TYPE, Metrics
+from nmoe.node.http.metrics import Metrics
 from nmoe.node.http.pages import DASHBOARD, DOCUMENT, Page
-from nmoe.node.http.rejected import Rejected, shown
 from nmoe.node.messages import MAX_ROWS, InferReply, Refusal, RefusalCode
 from nmoe.node.service import Learned, NodeService
 from nmoe.node.trace import request_span
@@ -37,6 +37,9 @@ _STATUS = {
 class _Feedback(msgspec.Struct, forbid_unknown_fields=True):
     id: str
     labels: list[int]
+
+
+_feedback = msgspec.json.Decoder(_Feedback)
 
 
 class Api:
@@ -68,7 +71,7 @@ class Api:
 
     async def metrics(self, request: Request) -> Response:
         """Counts and times for Prometheus."""
-        return Response(self._metrics.text(), media_type=CONTENT_TYPE)
+        return self._metrics.requests.response()
 
     async def server(self, request: Request) -> Response:
         """Server metadata."""
@@ -85,7 +88,7 @@ class Api:
         """Whether the node takes requests."""
         self._check_version(request)
         if not self._service.ready:
-            raise Rejected(503, "the node is starting or leaving", retry_after_s=1)
+            raise Rejected(503, "the node is starting or leaving", {"retry-after": "1"})
         return _json({})
 
     async def model(self, request: Request) -> Response:
@@ -119,7 +122,7 @@ class Api:
                 span.end(reply.code)
                 text = f"{reply.code}: {reply.reason}" if reply.reason else str(reply.code)
                 status = _STATUS[reply.code]
-                raise Rejected(status, text, retry_after_s=1 if status == 503 else None)
+                raise Rejected(status, text, {"retry-after": "1"} if status == 503 else None)
         answer, head = write_answer(reply, call, version)
         self._metrics.observe_infer(time.perf_counter() - began_s)
         if head is None:
@@ -128,7 +131,7 @@ class Api:
 
     async def _asked(self, call: InferCall, traceparent: str) -> InferReply | Refusal:
         if not self._service.ready:
-            raise Rejected(503, "the node is starting or leaving", retry_after_s=1)
+            raise Rejected(503, "the node is starting or leaving", {"retry-after": "1"})
         try:
             async with asyncio.timeout(call.deadline_s + GRACE_S):
                 return await self._service.infer(
@@ -141,11 +144,13 @@ class Api:
         """Learn from the true labels of an earlier request."""
         _refuse_other_sites(request)
         async with self._intake.read(request, _JSON) as body:
-            given = _decoded(body, _Feedback)
+            given = decode_json(_feedback, body)
         if not given.id or not given.labels:
-            raise Rejected(400, f"the id of an earlier request and its labels wanted, got {shown(given.id)} and {len(given.labels)} labels")
+            raise Rejected(
+                400, f"the id of an earlier request and its labels wanted, got {quoted(given.id)} and {len(given.labels)} labels"
+            )
         if not all(0 <= label < self._service.card.num_classes for label in given.labels):
-            raise Rejected(400, f"labels from 0 to {self._service.card.num_classes - 1} wanted, got {shown(given.labels)}")
+            raise Rejected(400, f"labels from 0 to {self._service.card.num_classes - 1} wanted, got {quoted(given.labels)}")
         learned, reason = await asyncio.to_thread(self._service.feedback, given.id, given.labels)
         if learned is not Learned.YES:
             raise Rejected(404 if learned is Learned.UNKNOWN else 400, reason)
@@ -187,7 +192,7 @@ class Api:
         current = self._current()
         asked = request.path_params.get("version", current)
         if asked != current:
-            raise Rejected(404, f"version {shown(current)} of nmoe is served, {shown(asked)} is not")
+            raise Rejected(404, f"version {quoted(current)} of nmoe is served, {quoted(asked)} is not")
         return current
 
     def _tensors(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -209,15 +214,6 @@ def _shown_page(page: Page) -> Response:
 
 def _triton_type(datatype: str) -> str:
     return "TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}"
-
-
-def _decoded(body: bytearray, kind: type[_Feedback]) -> _Feedback:
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except RecursionError as error:
-        raise Rejected(400, "a request without deep nesting wanted") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Rejected(400, f"the JSON cannot be read: {error}") from error
 
 
 def _refuse_other_sites(request: Request) -> None:

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from nmoe.node.http.rejected import Rejected, shown
+from nmoe.http import Rejected, decode_json, quoted
 from nmoe.node.messages import MAX_DEADLINE_S, MAX_EXPERTS, MAX_ROWS
 
 DEFAULT_DEADLINE_S = 1.0
@@ -93,12 +93,12 @@ def read_call(body: bytearray, header_length: str | None, image_shape: tuple[int
         Rejected: when anything about the request is wrong.
     """
     end = _json_length(body, header_length)
-    request = _decoded(_request_decoder, memoryview(body)[:end])
+    request = decode_json(_request_decoder, memoryview(body)[:end])
     if len(request.inputs) != 1 or request.inputs[0].name != "image":
-        raise Rejected(400, f"one input 'image' wanted, got {shown([one.name for one in request.inputs])}")
+        raise Rejected(400, f"one input 'image' wanted, got {quoted([one.name for one in request.inputs])}")
     identity = request.id or ""
     if len(identity) > MAX_IDENTITY or not identity.isprintable():
-        raise Rejected(400, f"an id of at most {MAX_IDENTITY} printable characters wanted, got {shown(identity)}")
+        raise Rejected(400, f"an id of at most {MAX_IDENTITY} printable characters wanted, got {quoted(identity)}")
     deadline_s, k, binary = _parameters(request.parameters)
     return InferCall(
         images=_images(request.inputs[0], body, end, image_shape),
@@ -113,31 +113,22 @@ def _json_length(body: bytearray, header_length: str | None) -> int:
     if header_length is None:
         return len(body)
     if not (header_length.isascii() and header_length.isdigit() and len(header_length) < 20 and 0 < int(header_length) <= len(body)):
-        raise Rejected(400, f"Inference-Header-Content-Length from 1 to the body's {len(body)} bytes wanted, got {shown(header_length)}")
+        raise Rejected(400, f"Inference-Header-Content-Length from 1 to the body's {len(body)} bytes wanted, got {quoted(header_length)}")
     return int(header_length)
-
-
-def _decoded(decoder: "msgspec.json.Decoder[Any]", data: Any) -> Any:
-    try:
-        return decoder.decode(data)
-    except RecursionError as error:
-        raise Rejected(400, "a request without deep nesting wanted") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Rejected(400, f"the JSON cannot be read: {error}") from error
 
 
 def _images(given: _Input, body: bytearray, end: int, image_shape: tuple[int, int, int]) -> Tensor:
     shape = tuple(given.shape)
     flat = image_shape[2] == 1 and len(shape) == 3  # one channel may be left out
     if shape[1:] != (image_shape[:2] if flat else image_shape):
-        raise Rejected(400, f"shape [batch, {', '.join(map(str, image_shape))}] wanted for 'image', got {shown(given.shape)}")
+        raise Rejected(400, f"shape [batch, {', '.join(map(str, image_shape))}] wanted for 'image', got {quoted(given.shape)}")
     if not 1 <= shape[0] <= MAX_ROWS:
-        raise Rejected(400, f"a batch of 1 to {MAX_ROWS} images wanted, got {shown(shape[0])}")
+        raise Rejected(400, f"a batch of 1 to {MAX_ROWS} images wanted, got {quoted(shape[0])}")
     if given.datatype not in _KINDS:
-        raise Rejected(400, f"datatype UINT8 or FP32 wanted for 'image', got {shown(given.datatype)}")
+        raise Rejected(400, f"datatype UINT8 or FP32 wanted for 'image', got {quoted(given.datatype)}")
     size = given.parameters.pop("binary_data_size", None)
     if given.parameters:
-        raise Rejected(400, f"no parameter but binary_data_size wanted for 'image', got {shown(sorted(given.parameters))}")
+        raise Rejected(400, f"no parameter but binary_data_size wanted for 'image', got {quoted(sorted(given.parameters))}")
     if (size is None) == (given.data == _ABSENT):
         raise Rejected(400, "either data or binary_data_size wanted for 'image', got both or neither")
     if given.data == _ABSENT:
@@ -153,7 +144,7 @@ def _raw_pixels(datatype: str, shape: tuple[int, ...], size: Value | None, body:
     kind, count = _KINDS[datatype], math.prod(shape)
     wanted = count * kind.itemsize
     if type(size) is not int or size != wanted:
-        raise Rejected(400, f"binary_data_size {wanted} wanted for {datatype} {list(shape)}, got {shown(size)}")
+        raise Rejected(400, f"binary_data_size {wanted} wanted for {datatype} {list(shape)}, got {quoted(size)}")
     if len(body) - end != wanted:
         raise Rejected(400, f"{wanted} bytes wanted after the JSON, got {len(body) - end}")
     array: np.ndarray = np.frombuffer(body, kind, count, end)
@@ -176,7 +167,7 @@ def _listed_pixels(datatype: str, shape: tuple[int, ...], data: msgspec.Raw) -> 
     depth = opening[0].count(b"[") if opening else 0
     if depth not in {1, len(shape)}:
         raise Rejected(400, f"data as a flat list, or lists nested as shape {list(shape)} says, wanted; got {depth} levels")
-    numbers = _decoded(_NUMBERS[datatype, depth], text)
+    numbers = decode_json(_NUMBERS[datatype, depth], text)
     try:
         array = np.array(numbers, _KINDS[datatype])
     except ValueError as error:
@@ -190,20 +181,20 @@ def _parameters(given: dict[str, Value]) -> tuple[float, int | None, bool]:
     """Return the deadline, k, and whether outputs are raw bytes unless they say otherwise."""
     unknown = set(given) - {"deadline_ms", "k", "binary_data_output", "timeout"}
     if unknown:
-        raise Rejected(400, f"parameters deadline_ms, k, binary_data_output or timeout wanted, got {shown(sorted(unknown))}")
+        raise Rejected(400, f"parameters deadline_ms, k, binary_data_output or timeout wanted, got {quoted(sorted(unknown))}")
     deadline_s = DEFAULT_DEADLINE_S
     for name, unit_s in (("timeout", 1e-6), ("deadline_ms", 1e-3)):  # timeout is Triton's; deadline_ms goes before it
         if name in given:
             value = given[name]
             if isinstance(value, bool | str) or not 0 < value * unit_s <= MAX_DEADLINE_S:
-                raise Rejected(400, f"{name} a number above 0 and at most {MAX_DEADLINE_S / unit_s:.0f} wanted, got {shown(value)}")
+                raise Rejected(400, f"{name} a number above 0 and at most {MAX_DEADLINE_S / unit_s:.0f} wanted, got {quoted(value)}")
             deadline_s = value * unit_s
     k = given.get("k")
     if k is not None and (type(k) is not int or not 1 <= k <= MAX_EXPERTS):
-        raise Rejected(400, f"k a whole number from 1 to {MAX_EXPERTS} wanted, got {shown(k)}")
+        raise Rejected(400, f"k a whole number from 1 to {MAX_EXPERTS} wanted, got {quoted(k)}")
     binary = given.get("binary_data_output", False)
     if not isinstance(binary, bool):
-        raise Rejected(400, f"binary_data_output true or false wanted, got {shown(binary)}")
+        raise Rejected(400, f"binary_data_output true or false wanted, got {quoted(binary)}")
     return deadline_s, k, binary
 
 
@@ -212,7 +203,7 @@ def _outputs(given: list[_Output], *, binary: bool) -> tuple[tuple[str, bool], .
         return tuple((name, binary) for name in OUTPUTS)
     names = [one.name for one in given]
     if len(set(names)) != len(names) or not set(names) <= set(OUTPUTS):
-        raise Rejected(400, f"outputs among {', '.join(OUTPUTS)}, each once, wanted, got {shown(names)}")
+        raise Rejected(400, f"outputs among {', '.join(OUTPUTS)}, each once, wanted, got {quoted(names)}")
     wanted = []
     for one in given:
         raw = one.parameters.pop("binary_data", binary)

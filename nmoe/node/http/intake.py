@@ -5,9 +5,9 @@ import zlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
-from nmoe.node.http.rejected import Rejected, shown
+from nmoe.http import Rejected, quoted, read_body
 
 MAX_HELD_BYTES = 128 << 20  # of all bodies together; two of the largest, in a node of 300 MiB
 _WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}  # deflate is zlib's format (RFC 9110, 8.4.1.2)
@@ -43,7 +43,9 @@ class Intake:
         encoding = self._encoding(request, types)
         held = _Held()
         try:
-            body = await self._receive(request, held)
+            body = await read_body(
+                request, max_bytes=self.max_body_bytes, within_s=self.timeout_s, hold=lambda count: self._hold(count, held)
+            )
             yield body if encoding == "identity" else await self._decompressed(body, encoding, held)
         finally:
             self._held_bytes -= held.count
@@ -53,29 +55,14 @@ class Intake:
         headers = request.headers
         media = media_type(request) or types[0]
         if media not in types:
-            raise Rejected(415, f"content type {' or '.join(types)} wanted, got {shown(media)}")
+            raise Rejected(415, f"content type {' or '.join(types)} wanted, got {quoted(media)}")
         encoding = headers.get("content-encoding", "identity").strip().lower()
         if encoding != "identity" and encoding not in _WINDOW_BITS:
-            raise Rejected(415, f"content encoding identity, gzip or deflate wanted, got {shown(encoding)}")
+            raise Rejected(415, f"content encoding identity, gzip or deflate wanted, got {quoted(encoding)}")
         length = headers.get("content-length", "")
         if length.isdigit() and int(length) > self.max_body_bytes:
             raise self._too_large(f"{length} bytes are announced")
         return encoding
-
-    async def _receive(self, request: Request, held: "_Held") -> bytearray:
-        body = bytearray()
-        try:
-            async with asyncio.timeout(self.timeout_s):
-                async for chunk in request.stream():
-                    if len(body) + len(chunk) > self.max_body_bytes:
-                        raise self._too_large("more came")
-                    self._hold(len(chunk), held)
-                    body += chunk
-        except TimeoutError as error:
-            raise Rejected(408, f"the whole body wanted within {self.timeout_s:g} s, {len(body)} bytes came") from error
-        except ClientDisconnect as error:
-            raise Rejected(400, "the client went away before the body's end") from error
-        return body
 
     async def _decompressed(self, body: bytearray, encoding: str, held: "_Held") -> bytearray:
         """Return the body decompressed, a piece at a time: the first, often the only one, here, the others off the event loop."""
@@ -95,7 +82,7 @@ class Intake:
 
     def _hold(self, count: int, held: "_Held") -> None:
         if self._held_bytes + count > self.max_held_bytes:
-            raise Rejected(503, "busy: the bodies of other requests fill the memory for them", retry_after_s=1)
+            raise Rejected(503, "busy: the bodies of other requests fill the memory for them", {"retry-after": "1"})
         self._held_bytes += count
         held.count += count
 

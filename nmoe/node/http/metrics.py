@@ -1,15 +1,14 @@
 """Metrics: a node's counts and times in Prometheus' text format, read from its view when asked for, with a bounded number of series."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
+from nmoe.http import RequestMetrics
 from nmoe.node.service import NodeService
 from nmoe.node.view import ExpertView, LinkView, NodeView
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MAX_WORDS = 24  # distinct reasons or kinds in one metric; the rest is counted as "other"
 MAX_PEERS = 256  # neighbours and experts with series of their own, by name
 LINK_STATES = ("up", "down", "draining", "open", "probing", "refused")
@@ -20,38 +19,17 @@ class Metrics:
     """What a node's HTTP server counts itself, and what its node has counted."""
 
     def __init__(self, service: NodeService) -> None:
-        self._registry = CollectorRegistry()
-        self._registry.register(_NodeCollector(service))
-        self._requests = Counter("nmoe_http_requests", "HTTP requests", ("route", "status"), registry=self._registry)
+        self._service = service
+        self.requests = RequestMetrics("nmoe_http_requests", self._state)
         self._infer_s = Histogram(
-            "nmoe_http_infer_seconds", "Infer requests over HTTP, body to answer", registry=self._registry, buckets=_BUCKETS_S
+            "nmoe_http_infer_seconds", "Infer requests over HTTP, body to answer", registry=self.requests.registry, buckets=_BUCKETS_S
         )
-
-    def count(self, route: str, status: int) -> None:
-        """Count one HTTP request; ``route`` is one of the paths served, not what a client wrote."""
-        self._requests.labels(route, str(status)).inc()
 
     def observe_infer(self, seconds: float) -> None:
         """Take note of how long an infer request took."""
         self._infer_s.observe(seconds)
 
-    def text(self) -> bytes:
-        """Return everything in Prometheus' text format."""
-        return generate_latest(self._registry)
-
-
-class _NodeCollector(Collector):
-    """A node's view as metrics."""
-
-    def __init__(self, service: NodeService) -> None:
-        self._service = service
-
-    def describe(self) -> Iterable[Metric]:
-        """Name nothing beforehand: the node need not be up yet."""
-        return ()
-
-    def collect(self) -> Iterator[Metric]:
-        """Give the metrics of the view of now."""
+    def _state(self) -> Iterator[Metric]:
         view = self._service.view()
         yield from _node_metrics(view)
         yield from _link_metrics(sorted(view.links, key=lambda link: link.peer)[:MAX_PEERS])

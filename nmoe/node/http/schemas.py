@@ -1,46 +1,29 @@
 """Schemas: what the OpenAPI document says of bodies and answers. Nothing here runs; ``inference`` and ``answer`` do what it says."""
 
-from typing import Any
 
 import msgspec
 
+from nmoe.http.schemas import BOOL, NUMBER, STRING, WHOLE, Answers, Schema, answers, body, listed, record
 from nmoe.node.http.inference import OUTPUTS
 from nmoe.node.messages import MAX_DEADLINE_S, MAX_EXPERTS
 from nmoe.node.view import NodeView
 
-Schema = dict[str, Any]
-
-
-def record(required: tuple[str, ...], **properties: Schema) -> Schema:
-    """Return the schema of an object with these properties and no others."""
-    return {"type": "object", "properties": properties, "required": list(required), "additionalProperties": False}
-
-
-def _list(items: Schema, **more: Any) -> Schema:
-    return {"type": "array", "items": items, **more}
-
-
-STRING: Schema = {"type": "string"}
-WHOLE: Schema = {"type": "integer", "minimum": 0}
-BOOL: Schema = {"type": "boolean"}
-NUMBER: Schema = {"type": "number"}
-ERROR = record(("error",), error=STRING)
-SERVER = record(("name", "version", "extensions"), name=STRING, version=STRING, extensions=_list(STRING))
-TENSOR = record(("name", "datatype", "shape"), name=STRING, datatype=STRING, shape=_list({"type": "integer"}))
+SERVER = record(("name", "version", "extensions"), name=STRING, version=STRING, extensions=listed(STRING))
+TENSOR = record(("name", "datatype", "shape"), name=STRING, datatype=STRING, shape=listed({"type": "integer"}))
 MODEL = record(
     ("name", "versions", "platform", "inputs", "outputs"),
     name=STRING,
-    versions=_list(STRING),
+    versions=listed(STRING),
     platform=STRING,
-    inputs=_list(TENSOR),
-    outputs=_list(TENSOR),
+    inputs=listed(TENSOR),
+    outputs=listed(TENSOR),
 )
 CONFIG: Schema = {"type": "object", "required": ["name", "platform", "max_batch_size", "input", "output"]}
 _PIXELS: Schema = {"description": "Pixels in row-major order, flat or nested as the shape says.", "type": "array"}
 _INPUT = record(
     ("name", "shape", "datatype"),
     name={"type": "string", "enum": ["image"]},
-    shape=_list({"type": "integer", "minimum": 1}, minItems=3, maxItems=4),
+    shape=listed({"type": "integer", "minimum": 1}, minItems=3, maxItems=4),
     datatype={"type": "string", "enum": ["UINT8", "FP32"]},
     parameters=record((), binary_data_size=WHOLE),
     data=_PIXELS,
@@ -49,8 +32,8 @@ _OUTPUT = record(("name",), name={"type": "string", "enum": list(OUTPUTS)}, para
 INFER = record(
     ("inputs",),
     id={"type": "string", "maxLength": 64},
-    inputs=_list(_INPUT, minItems=1, maxItems=1),
-    outputs=_list(_OUTPUT, maxItems=len(OUTPUTS)),
+    inputs=listed(_INPUT, minItems=1, maxItems=1),
+    outputs=listed(_OUTPUT, maxItems=len(OUTPUTS)),
     parameters=record(
         (),
         deadline_ms={"type": "number", "exclusiveMinimum": 0, "maximum": MAX_DEADLINE_S * 1000, "default": 1000},
@@ -63,7 +46,7 @@ _ANSWERED = record(
     ("name", "datatype", "shape"),
     name=STRING,
     datatype=STRING,
-    shape=_list(WHOLE),
+    shape=listed(WHOLE),
     data={"type": "array"},
     parameters=record(("binary_data_size",), binary_data_size=WHOLE),
 )
@@ -75,25 +58,20 @@ ANSWER = record(
     parameters=record(
         ("degraded", "bytes_sent", "bytes_received", "seconds"), degraded=BOOL, bytes_sent=WHOLE, bytes_received=WHOLE, seconds=NUMBER
     ),
-    outputs=_list(_ANSWERED),
+    outputs=listed(_ANSWERED),
 )
-FEEDBACK = record(("id", "labels"), id={"type": "string", "minLength": 1, "maxLength": 64}, labels=_list(WHOLE, minItems=1))
+FEEDBACK = record(("id", "labels"), id={"type": "string", "minLength": 1, "maxLength": 64}, labels=listed(WHOLE, minItems=1))
 LEARNED = record(("id", "learned"), id=STRING, learned=WHOLE)
-INDEX = _list(record(("name", "version", "state", "reason"), name=STRING, version=STRING, state=STRING, reason=STRING))
+INDEX = listed(record(("name", "version", "state", "reason"), name=STRING, version=STRING, state=STRING, reason=STRING))
 LOADED = record(("name", "version"), name=STRING, version=STRING)
 NOTHING = record(())
 _BUILT = msgspec.json.schema_components([NodeView], ref_template="#/components/schemas/{name}")
-MESH = _list(_BUILT[0][0])
+MESH = listed(_BUILT[0][0])
 COMPONENTS = _BUILT[1]
 
 WHY = {
-    400: "Something about the request is wrong; `error` says what.",
     403: "Not from a page of another site, or not allowed by the mesh.",
     404: "No such version of the model.",
-    405: "Another method is wanted.",
-    408: "The body did not arrive in time.",
-    409: "Not possible now; `error` says why.",
-    413: "The body is too large.",
     415: "Another content type or encoding is wanted.",
     500: "The node failed.",
     503: "Busy, starting or leaving; try again after `Retry-After` seconds.",
@@ -101,22 +79,18 @@ WHY = {
 }
 
 
-def described(schema: Schema, text: str, *errors: int, binary: bool = False) -> dict[int | str, dict[str, Any]]:
+def described(schema: Schema, text: str, *errors: int, binary: bool = False) -> Answers:
     """Return what a route answers: its schema with 200, and errors."""
-    content: dict[str, Any] = {"application/json": {"schema": schema}}
+    told = answers(schema, text, errors, WHY)
     if binary:
         raw = "The JSON, then raw tensors; the header `Inference-Header-Content-Length` says where the JSON ends."
-        content["application/octet-stream"] = {"schema": {"type": "string", "format": "binary", "description": raw}}
-    failures: dict[int | str, dict[str, Any]] = {
-        code: {"description": WHY[code], "content": {"application/json": {"schema": ERROR}}} for code in (*errors, 405)
-    }
-    return {200: {"description": text, "content": content}, **failures}
+        told[200]["content"]["application/octet-stream"] = {"schema": {"type": "string", "format": "binary", "description": raw}}
+    return told
 
 
-def body(schema: Schema, *, binary: bool = False, required: bool = True) -> dict[str, Any]:
-    """Return what a route takes."""
-    content: dict[str, Any] = {"application/json": {"schema": schema}}
-    if binary:
-        raw = "The same JSON, then the raw pixels; the header `Inference-Header-Content-Length` says where the JSON ends."
-        content["application/octet-stream"] = {"schema": {"type": "string", "format": "binary", "description": raw}}
-    return {"requestBody": {"required": required, "content": content}}
+def infer_body() -> Schema:
+    """Return what is to be classified."""
+    raw = "The same JSON, then the raw pixels; the header `Inference-Header-Content-Length` says where the JSON ends."
+    told = body(INFER)
+    told["content"]["application/octet-stream"] = {"schema": {"type": "string", "format": "binary", "description": raw}}
+    return told

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nmoe.http import Rejected
 from nmoe.node.http.inference import read_call
-from nmoe.node.http.rejected import Rejected
 from nmoe.node.messages import Refusal, RefusalCode
 
 INFER = "/v2/models/nmoe/infer"

@@ -10,9 +10,9 @@ import time
 
 import pytest
 
-from nmoe.core.errors import MeshError
+from nmoe.http import ServerError
+from nmoe.http.thread import allow_files
 from nmoe.node.http import HttpServer
-from nmoe.node.http.server import allow_files
 
 INFER = "/v2/models/nmoe/infer"
 PIXELS = [0] * 16
@@ -31,15 +31,15 @@ def test_importing_the_node_does_not_import_the_server():
 def test_a_taken_address_is_an_error(serve, service):
     port = int(serve(service).address.rpartition(":")[2])
     second = HttpServer(service, "127.0.0.1", port, max_body_bytes=1000)
-    with pytest.raises(MeshError, match=f"127.0.0.1:{port}"):
+    with pytest.raises(ServerError, match=f"127.0.0.1:{port}"):
         second.start()
     second.stop()
-    with pytest.raises(MeshError):
+    with pytest.raises(ServerError):
         HttpServer(service, "192.0.2.1", 0, max_body_bytes=1000).start()
 
 
 def test_address_only_after_start(service):
-    with pytest.raises(MeshError):
+    with pytest.raises(ServerError):
         _ = HttpServer(service, "127.0.0.1", 0, max_body_bytes=1000).address
 
 

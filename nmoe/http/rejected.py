@@ -14,24 +14,22 @@ class Rejected(Exception):
     Args:
         status: HTTP status, 400 or more.
         reason: one line: what was wanted and what came.
-        retry_after_s: when to try again; None to not say.
+        headers: of the answer.
     """
 
-    def __init__(self, status: int, reason: str, *, retry_after_s: int | None = None) -> None:
+    def __init__(self, status: int, reason: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(reason)
         self.status = status
         self.reason = reason
-        self.retry_after_s = retry_after_s
+        self.headers = headers
+
+    def response(self) -> Response:
+        """Return the answer, ``{"error": reason}``."""
+        line = " ".join(self.reason.split())[:MAX_TEXT].encode("utf-8", "replace").decode("utf-8")
+        return Response(msgspec.json.encode({"error": line}), self.status, self.headers, media_type="application/json")
 
 
-def shown(value: Any) -> str:
+def quoted(value: Any) -> str:
     """Return a value as it may stand in a reason: on one line, printable, not long."""
-    text = repr(value)
+    text = ascii(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def error_response(status: int, reason: str, *, retry_after_s: int | None = None) -> Response:
-    """Return ``{"error": reason}`` with a status."""
-    headers = {} if retry_after_s is None else {"retry-after": str(retry_after_s)}
-    line = " ".join(reason.split())[:MAX_TEXT]
-    return Response(msgspec.json.encode({"error": line}), status, headers, media_type="application/json")
