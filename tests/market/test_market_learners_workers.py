@@ -15,13 +15,6 @@ from nmoe.recipes.market_learn import RANGES
 SMALL = PPO(width=16, num_envs=4, epochs=2, minibatches=2)
 
 
-class Silent:
-    """Progress that nobody sees."""
-
-    def stage(self, name, done, total):
-        assert 0 < done <= total
-
-
 def a_recruitment(*, pooled=False, factor=60.0):
     return draw_recruitment(GameRanges(owners=3, workers_per_owner=4, factor=factor, pooled=pooled), np.random.default_rng(0))
 
