@@ -22,7 +22,7 @@ from nmoe.http.bounded_protocol import BoundedProtocol
 
 BACKLOG = 2048
 MAX_FILES = 65536
-HEADER_S = 10.0  # a client has this long to write a request's header, and to take something of a last answer
+HEADER_S = 10.0  # a client has this long to write a request's header
 KEEP_ALIVE_S = 30
 START_S = 30.0
 
@@ -68,6 +68,7 @@ class HttpThread:
         name: of the thread.
         drain_s: how long requests in progress may take after ``stop``.
         header_s: how long a client may take to write a request's header.
+        abandon: whether a client that does not take the rest of its answer is given up too, so long after the connection was closed.
         lifespan: is entered in the event loop before the first request, and left after the last.
         options: of uvicorn, other than these.
     """
@@ -79,10 +80,12 @@ class HttpThread:
         name: str,
         drain_s: float,
         header_s: float,
+        abandon: bool = False,
         lifespan: Callable[[], AbstractAsyncContextManager[None]] = beside,
         **options: Any,
     ) -> None:
-        self._name, self._drain_s, self._header_s, self._lifespan = name, drain_s, header_s, lifespan
+        self._name, self._drain_s, self._lifespan = name, drain_s, lifespan
+        self._header_s, self._abandon = header_s, abandon
         self._socket: socket.socket | None = None
         self._thread: threading.Thread | None = None
         self._error: NmoeError | ValueError | None = None
@@ -166,18 +169,20 @@ class HttpThread:
             await self._server.serve(sockets=[listening])
 
     async def _sweep(self) -> None:
-        """End connections whose header does not come, or that are closed and take nothing of the rest: uvicorn has no limit for these."""
-        seen: dict[Connection, tuple[int, float]] = {}  # bytes left, and since when
+        """End connections whose header does not come: uvicorn has a limit for idle connections only, not for slow ones."""
+        since_s: dict[Connection, float] = {}
         while True:
             await asyncio.sleep(self._header_s / 8)
-            now_s, before, seen = time.monotonic(), seen, {}
-            for one in self._server.server_state.connections:
-                if isinstance(one, Connection) and (one.transport.is_closing() or _owes_header(one)):
-                    left = one.transport.get_write_buffer_size()
-                    seen[one] = before[one] if one in before and before[one][0] == left else (left, now_s)
-            for one, (_, since_s) in seen.items():
-                if now_s - since_s > self._header_s:
-                    one.transport.abort()
+            now_s = time.monotonic()
+            open_ones = [one for one in self._server.server_state.connections if isinstance(one, Connection)]
+            late = [one for one in open_ones if _owes_header(one) or (self._abandon and one.transport.is_closing())]
+            since_s = {one: since_s.get(one, now_s) for one in late}
+            for one, first_s in since_s.items():
+                if now_s - first_s > self._header_s:
+                    if self._abandon:
+                        one.transport.abort()
+                    else:
+                        one.transport.close()
 
 
 def _owes_header(connection: Connection) -> bool:

@@ -30,7 +30,8 @@ NAME = "incentive"
 STOCK = (0.0, 5.0)  # samples, in the setting with stocks
 PLAIN, STOCKED = "no stock", "stock 0 to 5"
 TURNS = 1000
-EXACT = 1e-10  # residual at which the loop's end is held against the joint equilibrium
+RESIDUAL = 1e-8  # at which turns are counted, as in the derivation
+EXACT = 1e-10  # at which the loop's end is held against the joint equilibrium, as it ends by itself
 DAMPINGS: Mapping[str, Damping] = {
     "adaptive": Damping(),
     "constant 0.5": Damping(adaptive=False),
@@ -162,7 +163,7 @@ def convergence(games: int, progress: Progress) -> dict[str, Any]:
         best = max(best, float(deviation_gains(wanted).max()) / wanted.reward)
         owners += len(game.owners)
         for name, damping in DAMPINGS.items():
-            loop = Asosa(damping=damping, max_steps=TURNS, fall_back=False).run(game, layer)
+            loop = Asosa(damping=damping, max_steps=TURNS, tolerance=RESIDUAL, fall_back=False).run(game, layer)
             if loop.converged:
                 turns[name].append(len(loop.steps))
                 exact = Asosa(damping=damping, max_steps=2 * TURNS, tolerance=EXACT, fall_back=False).run(game, layer)
@@ -180,7 +181,15 @@ def convergence(games: int, progress: Progress) -> dict[str, Any]:
         for name in DAMPINGS
     ]
     deviation = {"games": games, "owners": owners, "points": POINTS, "best": best}
-    return {"games": games, "owners": list(OWNERS), "max_turns": TURNS, "rows": rows, "deviation": deviation}
+    return {
+        "games": games,
+        "owners": list(OWNERS),
+        "max_turns": TURNS,
+        "residual": RESIDUAL,
+        "exact_residual": EXACT,
+        "rows": rows,
+        "deviation": deviation,
+    }
 
 
 def distance(found: Settlement, wanted: Settlement) -> float:

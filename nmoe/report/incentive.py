@@ -46,7 +46,11 @@ def verdict(loop: Loop, layer: str) -> str:
     """Say in one sentence how the loop ended."""
     turns = f"{len(loop.steps)} turn{'' if len(loop.steps) == 1 else 's'}"
     if loop.fell_back:
-        return f"ASOSA did not settle within {turns} over {layer} workers: this is the joint equilibrium of exact workers instead."
+        stocks = bool((loop.settlement.recruitment.owners.stock > 0).any())
+        foresees = ", whose publisher foresees how their prices rise and so pays less" if stocks else ""
+        return (
+            f"ASOSA did not settle within {turns} over {layer} workers: this is the joint equilibrium of exact workers instead{foresees}."
+        )
     if not loop.converged:
         return f"ASOSA did not settle within {turns} over {layer} workers: this is its last turn."
     return f"ASOSA settled in {turns} over {layer} workers."
@@ -198,7 +202,10 @@ def ordered(methods: Mapping[str, Any]) -> list[str]:
 
 def _convergence(found: Mapping[str, Any]) -> Iterator[str]:
     yield from ("", "## Convergence", "")
-    yield f"{found['games']} games of {found['owners'][0]} to {found['owners'][1]} owners, exact workers, no stock."
+    yield (
+        f"{found['games']} games of {found['owners'][0]} to {found['owners'][1]} owners, exact workers, no stock. Turns are those to a "
+        f"residual of {found['residual']:g}; distances are those at {found['exact_residual']:g}, where the loop ends by itself."
+    )
     yield ""
     yield "| damping | settled | median turns | 95 % within | largest distance from the joint equilibrium |"
     yield "|---|---|---|---|---|"

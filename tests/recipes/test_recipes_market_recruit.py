@@ -5,10 +5,11 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
+import torch
 
 from nmoe.core.errors import BadFile
 from nmoe.core.files import write_json
-from nmoe.federate import LocalExchange, run
+from nmoe.federate import LocalExchange, Watcher, run
 from nmoe.recipes.market_recruit import example_recruitment, market_recruit
 from nmoe.recipes.options import TrainOptions, read_options
 from nmoe.recipes.program import TrainProgram, program_of
@@ -150,6 +151,50 @@ def test_a_run_trains_by_its_plan(tmp_path):
     assert card["node"] == "node-2"
     assert card["experts"] == ["node-0", "node-2", "node-3"]
     assert card["neighbours"] == ["node-0", "node-3"]
+
+
+class Broken(RuntimeError):
+    """The process is gone."""
+
+
+class Killer(Watcher):
+    """Kills a run after so many rounds, once the last of them is saved."""
+
+    def __init__(self, rounds):
+        self.left = rounds
+
+    def seen(self, record):
+        self.left -= 1
+        if self.left == 0:
+            raise Broken
+
+
+def test_a_killed_run_with_a_plan_resumes_as_if_it_never_was(tmp_path):
+    options = TrainOptions(nodes=4, split="iid", rounds=2, gate_rounds=4, recruitment=(40, 0, 60, 50))
+
+    def life(folder, watcher=None):
+        program = program_of(read_options(folder), folder)
+        exchange = LocalExchange(program, range(3))
+        try:
+            return run(program.stages(), exchange, folder=folder, watcher=watcher)
+        finally:
+            exchange.close()
+
+    folders = [tmp_path / name for name in ("whole", "killed")]
+    for folder in folders:
+        write_json(folder / "config.json", asdict(options))
+    wanted = life(folders[0])
+    rounds = folders[0].joinpath("metrics.jsonl").read_text().count("\n")
+    for _ in range(2):  # in the experts or gates, twice
+        with pytest.raises(Broken):
+            life(folders[1], Killer(rounds - 5))
+    found = life(folders[1])
+    assert found.keys() == wanted.keys()
+    for stage, state in wanted.items():
+        assert all(torch.equal(found[stage][name], tensor) for name, tensor in state.items())
+    weights = sorted(path.relative_to(folders[0]) for path in (folders[0] / "bundles").rglob("*.safetensors"))
+    assert len({path.parts[1] for path in weights}) == 3
+    assert all((folders[0] / path).read_bytes() == (folders[1] / path).read_bytes() for path in weights)
 
 
 def test_a_node_with_fewer_samples_than_planned_trains_on_all_and_that_is_said():

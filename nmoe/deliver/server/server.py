@@ -45,8 +45,9 @@ class DeliveryServer:
             name="nmoe-deliver",
             drain_s=drain_s + GRACE_S,
             header_s=HEADER_S,
+            abandon=True,
             lifespan=lambda: beside(self._tick()),
-            http="h11",  # as it always was here; it answers a header that grows too long with 400
+            http="h11",  # slower than httptools, but it answers a header that grows too long
             h11_max_incomplete_event_size=MAX_HEADER_BYTES,
             limit_concurrency=MAX_CONNECTIONS,
         )

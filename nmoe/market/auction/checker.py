@@ -16,11 +16,13 @@ import numpy as np
 from numpy.random import Generator
 
 from nmoe.market.auction.base import Bids, Mechanism, Supply
+from nmoe.market.auction.coincidences import draw_coincidence
 from nmoe.market.auction.expectation import midpoints
 from nmoe.market.auction.families import FAMILIES, Family
 from nmoe.market.auction.flaws import Finding, Flaw, Trial, find_deviation, find_flaws
 
 LARGEST_MARKET = 12
+COINCIDENCES = 2  # every second market is of round numbers, with a draw at which an estimate jumps
 DEVIATORS = 1  # of the users of a market: many markets show more than many bids in one
 
 
@@ -68,7 +70,7 @@ def check_mechanism(
 
     Args:
         mechanism: any; its flags say what it claims.
-        families: of unit values, by name; markets are drawn from each in turn.
+        families: of unit values, by name; markets are drawn from each in turn, but for every second (``draw_coincidence``).
         tries: how many deviations to try at least, above 0; a market takes some 20 to 50.
         seed: of the markets, at least 0.
 
@@ -85,7 +87,8 @@ def check_mechanism(
     found, first = dict.fromkeys(Flaw, 0), dict[Flaw, Finding]()
     markets = tried = 0
     while tried < tries:
-        trial = draw_trial(kinds[markets % len(kinds)], generator)
+        coincides = markets % COINCIDENCES == COINCIDENCES - 1
+        trial = draw_coincidence(generator) if coincides else draw_trial(kinds[markets % len(kinds)], generator)
         users = generator.permutation(np.flatnonzero((trial.bids.demand > 0) & np.isfinite(trial.bids.demand)))[:DEVIATORS].tolist()
         deviation, more = find_deviation(mechanism, trial, generator, users)
         findings = {finding.flaw: finding for finding in find_flaws(mechanism, trial)}

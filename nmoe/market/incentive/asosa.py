@@ -19,8 +19,8 @@ Departures: where the lower layer says that a higher price brings no more sample
 the owners would want no more than what they got. Where owners have stocks the upper layer is searched over a grid, and res counts as
 nothing from 1e-6. Where workers are scarce prices have a long way to rise and the residual need not fall on it: after 20 turns at the least
 damping kappa is 0.3 again. With stocks the best reward may jump between two peaks as prices move: the loop has no end in such games, and
-gives up when that has been so five times. The joint equilibrium takes over then, as at the last turn, and the result says so; it is that of a publisher
-that foresees how prices rise with its reward, which the loop's does not.
+gives up when that has been so five times. The joint equilibrium takes over then, as at the last turn, and the result says so; it is that of
+a publisher that foresees how prices rise with its reward, which the loop's does not.
 """
 
 from dataclasses import dataclass, replace
@@ -204,7 +204,9 @@ class Asosa:
         """Return the loop's own end, or the joint equilibrium where it has none."""
         fell_back = self.fall_back and not converged
         if fell_back:
-            settlement = replace(joint_equilibrium(recruitment), method="asosa, fallen back on the joint equilibrium")
+            settlement = joint_equilibrium(recruitment)
+            foresees = ", whose publisher foresees prices" if settlement.method == "anticipating" else ""
+            settlement = replace(settlement, method=f"asosa, fallen back on the joint equilibrium{foresees}")
         else:
             settlement = settle_response(recruitment, orders, replace(response, prices=prices), method="asosa")
         return Loop(settlement=settlement, steps=tuple(steps), converged=converged, fell_back=fell_back)

@@ -198,8 +198,8 @@ class WorkerResponse:
         collected: samples that each owner got, at least 0 and at most its target, up to a learner's error.
         efforts: samples that each worker gathered, s_m.
         wages: paid to each worker; None where that is its effort times the price of whom it gathers for.
-        exhausted: owners to whom nobody sells more for a somewhat higher price, or for any, so that the price is too low to say what a sample
-            is worth; None for none.
+        exhausted: owners to whom nobody sells more for a somewhat higher price, so that the price is too low to say what a sample is worth;
+            None for none.
         limits: the most that an exhausted owner can get; None where that is what it got.
         policy_change: how far the workers' policies moved since the last response, relative; 0 where nothing is learned.
     """

@@ -1,6 +1,7 @@
 """Application: the routes, their description in OpenAPI, and what happens to requests that fit none of them."""
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
+from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 

@@ -1,6 +1,5 @@
 """Schemas: what the OpenAPI document says of bodies and answers. Nothing here runs; ``inference`` and ``answer`` do what it says."""
 
-
 import msgspec
 
 from nmoe.http.schemas import BOOL, NUMBER, STRING, WHOLE, Answers, Schema, answers, body, listed, record

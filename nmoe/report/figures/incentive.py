@@ -36,15 +36,15 @@ LOOKS = {
 
 
 @styled
-def convergence_figure(loop: Loop, owners: Sequence[str], *, title: str = "How ASOSA's loop settles") -> Figure:
+def convergence_figure(loop: Loop, owners: Sequence[str], *, title: str | None = None) -> Figure:
     """Draw reward, samples, prices and costs turn by turn, and how far they are from settling.
 
     Args:
         loop: at least one turn.
         owners: their ids.
-        title: of the figure.
+        title: of the figure; None to say whether the loop settled.
     """
-    figure = new_figure(5.0, title)
+    figure = new_figure(5.0, title or ("How ASOSA's loop settles" if loop.converged else "ASOSA's loop did not settle"))
     panels = figure.subplots(3, 2, sharex=True)
     turns = np.arange(1, len(loop.steps) + 1)
     marker = "o" if len(turns) < NAMED else ""

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -108,6 +109,17 @@ def test_slow_clients_are_ended_and_hold_up_nobody(serve, service, connect, infe
     for one in slow:
         assert one.recv(100) == b""
         one.close()
+
+
+def test_a_header_that_grows_without_end_is_cut(serve, service, connect):
+    server = serve(service)
+    with dial(server) as greedy:
+        greedy.sendall(b"GET /v2 HTTP/1.1\r\nX: ")
+        with suppress(OSError):
+            for _ in range(200):
+                greedy.sendall(b"y" * 65536)
+            assert greedy.recv(100) == b""
+    assert connect(server)("GET", "/v2").status == 200
 
 
 def test_what_is_not_http_is_refused(serve, service, connect):
