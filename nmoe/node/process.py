@@ -126,6 +126,7 @@ def run_node(bundle_folder: Path, settings: NodeSettings, *, lifeline: int | Non
     Raises:
         BundleError: when the bundle does not hold together.
         MeshError: when an endpoint cannot be listened on, the certificate does not hold, or the node broke down.
+        ServerError: when the address for HTTP cannot be listened on.
     """
     signals, over = Signals(), threading.Event()
     if lifeline is not None:

@@ -26,7 +26,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nmoe.core.errors import EngineError
-from nmoe.market.service import MarketClient, MarketServerError
+from nmoe.http import ServerError
+from nmoe.market.service import MarketClient
 
 Row = dict[str, Any]
 CONNECTIONS = (1, 16, 64, 256)
@@ -47,7 +48,7 @@ def bench_market_service(
         say: prints a line.
 
     Raises:
-        MarketServerError: when the server does not start.
+        ServerError: when the server does not start.
         EngineError: when an acknowledged bid is lost.
         ValueError: when a number is too small.
     """
@@ -165,7 +166,7 @@ def _serving(database: Path, token: str) -> Iterator[_Serving]:
     """Run the server's command until the block ends.
 
     Raises:
-        MarketServerError: when it does not start.
+        ServerError: when it does not start.
     """
     words = [sys.executable, "-m", "nmoe", "market", "serve", "--database", str(database), "--http", "127.0.0.1:0", "--epoch-s", "0"]
     words += ["--max-bids", "10000000", "--mechanism", "aeria-ef", "--exit-with-parent"]
@@ -175,7 +176,7 @@ def _serving(database: Path, token: str) -> Iterator[_Serving]:
         try:
             line = process.stdout.readline().split()
             if len(line) != 2:
-                raise MarketServerError("the server did not start; its error stands above")
+                raise ServerError("the server did not start; its error stands above")
             yield _Serving(process, line[1])
         finally:
             process.terminate()

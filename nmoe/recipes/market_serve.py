@@ -3,8 +3,9 @@
 import os
 from pathlib import Path
 
+from nmoe.http import serve_until_told
 from nmoe.market.auction.workloads import builtin_workloads, read_workloads
-from nmoe.market.service import MarketServer, MarketSettings, serve_market_until_told
+from nmoe.market.service import MarketServer, MarketSettings
 
 
 def market_serve(
@@ -42,7 +43,7 @@ def market_serve(
         ValueError: when the address is none, or a setting is out of range.
         BadFile: when the database or the workloads are damaged.
         LedgerError: when another server holds the database.
-        MarketServerError: when it cannot listen, or broke down.
+        ServerError: when it cannot listen, or broke down.
     """
     host, colon, port = http.rpartition(":")
     if not colon or not host or not port.isdecimal() or int(port) > 65535:
@@ -59,7 +60,7 @@ def market_serve(
         workloads=builtin_workloads() if workloads is None else read_workloads(workloads),
     )
     server = MarketServer(database, host.strip("[]"), int(port), settings=settings)
-    serve_market_until_told(server, tell=_tell, lifeline=lifeline)
+    serve_until_told(server, tell=_tell, lifeline=lifeline)
 
 
 def _tell(line: str) -> None:

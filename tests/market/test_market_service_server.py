@@ -14,7 +14,8 @@ from contextlib import contextmanager, suppress
 import httpx
 import pytest
 
-from nmoe.market.service import LedgerError, MarketClient, MarketRefusal, MarketServer, MarketServerError, MarketSettings
+from nmoe.http import ServerError
+from nmoe.market.service import LedgerError, MarketClient, MarketRefusal, MarketServer, MarketSettings
 from nmoe.market.service import server as server_module
 
 TOKEN = "secret"
@@ -135,7 +136,7 @@ def serving(path, **settings):
 
 def test_an_address_in_use_is_one_line_and_lets_go_of_the_database(tmp_path):
     with serving(tmp_path / "m") as (client, _):
-        with pytest.raises(MarketServerError, match=f"127.0.0.1:{client.base_url.port}"):
+        with pytest.raises(ServerError, match=f"127.0.0.1:{client.base_url.port}"):
             MarketServer(tmp_path / "other", "127.0.0.1", client.base_url.port, settings=MarketSettings()).start()
         with pytest.raises(LedgerError):
             MarketServer(tmp_path / "m", "127.0.0.1", 0, settings=MarketSettings())

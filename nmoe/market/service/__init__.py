@@ -1,7 +1,5 @@
 """Service: a market over HTTP, one sealed auction per epoch."""
 
-from nmoe.http import ServerError as MarketServerError
-from nmoe.http import serve_until_told as serve_market_until_told
 from nmoe.market.service.client import MarketClient, MarketRefusal
 from nmoe.market.service.ledger import LedgerError
 from nmoe.market.service.server import MarketServer
@@ -12,7 +10,5 @@ __all__ = [
     "MarketClient",
     "MarketRefusal",
     "MarketServer",
-    "MarketServerError",
     "MarketSettings",
-    "serve_market_until_told",
 ]
