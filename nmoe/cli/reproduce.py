@@ -1,19 +1,36 @@
 """``nmoe reproduce``: a paper's experiment, one command each."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nmoe.cli.root import interruptible_import
 from nmoe.cli.training import Data, DataDir, Force, Test, command_line
 
+if TYPE_CHECKING:
+    from nmoe.report.progress import StageProgress
+
 reproduce = typer.Typer(help="Run a paper's experiment: numbers, table and figures.", no_args_is_help=True, rich_markup_mode="rich")
 
 Scale = Annotated[str, typer.Option(help="Size of the experiment; paper wants a GPU.", metavar="cpu|paper|paper-vit")]
 Seeds = Annotated[int, typer.Option(help="How often everything is trained.")]
-Quick = Annotated[bool, typer.Option("--quick", help="End within a minute: few images, epochs and points.")]
+Quick = Annotated[bool, typer.Option("--quick", help="End within a minute, with less of everything.")]
 Out = Annotated[Path | None, typer.Option(help="Run folder (runs/NAME if not given).", metavar="DIR")]
+
+
+@contextmanager
+def run_folder(out: Path | None, name: str) -> Iterator[tuple[Path, "StageProgress"]]:
+    """Yield the run folder and what shows progress; then print the table that was written."""
+    from nmoe.report.progress import StageProgress
+
+    folder = out or Path("runs") / name
+    with StageProgress() as progress:
+        yield folder, progress
+    typer.echo((folder / "results.md").read_text(encoding="utf-8"))
+    typer.echo(f"run folder {folder}")
 
 
 @reproduce.command("channel-gating")
@@ -31,12 +48,9 @@ def channel_gating(
     force: Force = False,
 ) -> None:
     """Accuracy against mean SNR for gates that see features, links, both or neither (arXiv 2504.00819)."""
-    from nmoe.report.progress import StageProgress
-
     with interruptible_import():
         from nmoe.recipes.reproduction import reproduce_channel_gating
-    folder = out or Path("runs/channel-gating")
-    with StageProgress() as progress:
+    with run_folder(out, "channel-gating") as (folder, progress):
         reproduce_channel_gating(
             scale=scale,
             data=data,
@@ -52,8 +66,6 @@ def channel_gating(
             command=command_line(),
             progress=progress,
         )
-    typer.echo((folder / "results.md").read_text(encoding="utf-8"))
-    typer.echo(f"run folder {folder}")
 
 
 @reproduce.command()
@@ -79,12 +91,9 @@ def slide(
     force: Force = False,
 ) -> None:
     """Users served and latency against bandwidth, deadline, users, energy and batch, for all ways to deliver models (arXiv 2512.20946)."""
-    from nmoe.report.progress import StageProgress
-
     with interruptible_import():
         from nmoe.recipes.slide_reproduction import reproduce_slide
-    folder = out or Path("runs/slide")
-    with StageProgress() as progress:
+    with run_folder(out, "slide") as (folder, progress):
         reproduce_slide(
             scale=scale,
             seeds=seeds,
@@ -98,8 +107,6 @@ def slide(
             command=command_line(),
             progress=progress,
         )
-    typer.echo((folder / "results.md").read_text(encoding="utf-8"))
-    typer.echo(f"run folder {folder}")
 
 
 @reproduce.command()
@@ -117,14 +124,9 @@ def aeria(
     force: Force = False,
 ) -> None:
     """Profit over the benchmark for all ways to sell edge inference, truth, envy, and what early exits and cuts add (arXiv 2503.04521)."""
-    from nmoe.report.progress import StageProgress
-
     with interruptible_import():
         from nmoe.recipes.aeria_reproduction import reproduce_aeria
-    folder = out or Path("runs/aeria")
-    with StageProgress() as progress:
+    with run_folder(out, "aeria") as (folder, progress):
         reproduce_aeria(
             scale=scale, seeds=seeds, data_dir=data_dir, brief=quick, out=folder, force=force, command=command_line(), progress=progress
         )
-    typer.echo((folder / "results.md").read_text(encoding="utf-8"))
-    typer.echo(f"run folder {folder}")

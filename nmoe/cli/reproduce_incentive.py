@@ -1,11 +1,10 @@
 """``nmoe reproduce incentive`` and ``nmoe reproduce learned-workers``."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from nmoe.cli.reproduce import Out, Quick, reproduce
+from nmoe.cli.reproduce import Out, Quick, reproduce, run_folder
 from nmoe.cli.root import interruptible_import
 from nmoe.cli.training import Force, command_line
 
@@ -21,8 +20,6 @@ def incentive(
     force: Force = False,
 ) -> None:
     """Convergence of ASOSA, and everybody's utility against lambda, owners, workers and cost, beside all baselines (arXiv 2509.10512)."""
-    from nmoe.report.progress import StageProgress
-
     with interruptible_import():
         from nmoe.recipes.incentive_reproduction import reproduce_incentive
 
@@ -30,8 +27,7 @@ def incentive(
             from nmoe.recipes.incentive_learned import contenders
     if episodes < 1:
         raise ValueError(f"episodes must be at least 1, got {episodes}")
-    folder = out or Path("runs/incentive")
-    with StageProgress() as progress:
+    with run_folder(out, "incentive") as (folder, progress):
         reproduce_incentive(
             scale=scale,
             seeds=seeds,
@@ -43,8 +39,6 @@ def incentive(
             progress=progress,
             contenders=contenders(episodes) if learned else None,
         )
-    typer.echo((folder / "results.md").read_text(encoding="utf-8"))
-    typer.echo(f"run folder {folder}")
 
 
 @reproduce.command("learned-workers")
@@ -57,13 +51,10 @@ def learned_workers(
     force: Force = False,
 ) -> None:
     """Owners' prices and workers' efforts by MAPPO against the closed form, and what one agent could gain; needs the extra market."""
-    from nmoe.report.progress import StageProgress
-
     with interruptible_import():
         from nmoe.market.incentive.learners.ppo import PPO
         from nmoe.recipes.market_learn import RANGES, learn_market
-    folder = out or Path("runs/learned-workers")
-    with StageProgress() as progress:
+    with run_folder(out, "learned-workers") as (folder, progress):
         learn_market(
             ranges=RANGES,
             seeds=seeds,
@@ -76,5 +67,3 @@ def learned_workers(
             command=command_line(),
             progress=progress,
         )
-    typer.echo((folder / "results.md").read_text(encoding="utf-8"))
-    typer.echo(f"run folder {folder}")
