@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from nmoe.channel.table import read_table
 from nmoe.core.errors import BadFile
+from nmoe.core.table import read_table
 
 EARTH_RADIUS_M = 6_371_008.8
 LATITUDES, LONGITUDES = ("latitude", "lat"), ("longitude", "lon", "lng")

@@ -23,8 +23,8 @@ from typing import NamedTuple, final
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from nmoe.channel.table import Table, read_table
 from nmoe.core.errors import BadFile
+from nmoe.core.table import Table, read_table
 
 TIMES = ("time_s", "t_s")
 LINKS = ("link", "run", "trace")

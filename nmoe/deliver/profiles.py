@@ -17,9 +17,9 @@ Departures: which models and which layers the paper delivers is not known; these
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from nmoe.channel.table import read_table
 from nmoe.core.errors import BadFile
 from nmoe.core.image_models import LayerWork, image_model_blocks
+from nmoe.core.table import read_table
 from nmoe.deliver.scenario import ModelProfile
 
 __all__ = ["LayerWork", "image_model_works", "image_models", "merged", "profile", "read_profiles"]
@@ -46,9 +46,7 @@ def read_profiles(path: Path, *, precision: str = "fp16") -> dict[str, ModelProf
         BadFile: when the table cannot be read, lacks a column, holds a field that is no such number, or a model without parameters.
     """
     table = read_table(path)
-    missing = [name for name in COLUMNS if name not in table.columns]
-    if missing:
-        raise BadFile(f"{path} should have columns {', '.join(COLUMNS)}, it lacks {', '.join(missing)}")
+    table.require(COLUMNS)
     params = table.numbers("params", low=0.0, high=1e15, missing=False).tolist()
     macs = table.numbers("macs", low=0.0, high=1e18, missing=False).tolist()
     rows: dict[str, list[LayerWork]] = {}

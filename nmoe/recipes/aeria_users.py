@@ -14,9 +14,9 @@ from numpy import ndarray
 from numpy.random import Generator
 
 from nmoe.channel import read_positions, read_trace
-from nmoe.channel.table import read_table
 from nmoe.core.errors import BadFile
 from nmoe.core.seeds import numpy_generator, torch_generator
+from nmoe.core.table import read_table
 from nmoe.deliver.cells import city_efficiencies, trace_efficiencies
 from nmoe.market.auction import FAMILIES
 from nmoe.market.auction.needs import EdgeDemand, Needs, edge_demand

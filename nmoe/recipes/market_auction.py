@@ -13,10 +13,10 @@ from rich.console import RenderableType
 
 from nmoe.core.errors import BadFile
 from nmoe.core.files import write_bytes, write_json
+from nmoe.core.table import Table, read_table
 from nmoe.market.auction import Bids, Mechanism, Supply, mechanism_named
 from nmoe.market.auction.base import BadBids
 from nmoe.market.auction.needs import EdgeDemand, Needs, edge_demand
-from nmoe.market.auction.tables import BidTable, read_bid_table
 from nmoe.market.auction.workloads import Workload, builtin_workloads, read_workloads
 from nmoe.report.market import market_record, market_tables
 
@@ -118,24 +118,24 @@ def read_market(path: Path, workloads: dict[str, Workload] | None) -> Market:
         BadFile: when the file cannot be read, lacks a column, holds a word where a number should be, or names a provider in some rows only.
         BadBids: when a number is not in its range, an id is there twice, or a workload is unknown.
     """
-    table = read_bid_table(path)
+    table = read_table(path, empty=True)
     simple = "demand" in table.columns
     if not simple and "workload" not in table.columns:
         raise BadFile(f"{path} should have columns {', '.join(SIMPLE)}, or {', '.join(FULL)}; it has {', '.join(table.columns)}")
     table.require(SIMPLE if simple else FULL)
     needs, edge = None, None
     if simple:
-        demand = np.array(table.numbers("demand"))
+        demand = np.array(table.floats("demand"))
     else:
-        needs = Needs(workloads=table.columns["workload"], **{name: np.array(table.numbers(name), dtype=float) for name in NEEDS})
+        needs = Needs(workloads=table.columns["workload"], **{name: np.array(table.floats(name), dtype=float) for name in NEEDS})
         edge = edge_demand(needs, builtin_workloads() if workloads is None else workloads)
         demand = edge.demand
     number_of, provider = _providers(table)
-    bids = Bids(ids=table.columns["id"], amount=np.array(table.numbers("bid"), dtype=float), demand=demand, provider=provider)
+    bids = Bids(ids=table.columns["id"], amount=np.array(table.floats("bid"), dtype=float), demand=demand, provider=provider)
     return Market(bids, needs, edge, tuple(number_of))
 
 
-def _providers(table: BidTable) -> tuple[dict[str, int], np.ndarray | None]:
+def _providers(table: Table) -> tuple[dict[str, int], np.ndarray | None]:
     """Return the numbers of the providers in the order in which they are first named, and that of each user.
 
     Raises:

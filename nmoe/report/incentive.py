@@ -184,7 +184,11 @@ def incentive_table(results: Mapping[str, Any]) -> Iterator[str]:
         yield from (f"Methods that learn settled the first {results['learned']} of the games.", "")
     yield from _base(results["base"])
     yield from ("", "## Where owners have stocks, drawn from 0 to 5 samples", "")
-    yield from ("ASOSA falls back on the joint equilibrium in games where its reward jumps between two peaks and the loop has no end.", "")
+    yield (
+        "The joint equilibrium is that of a publisher who foresees prices; ASOSA falls back on it where its reward jumps between two "
+        "peaks and the loop has no end."
+    )
+    yield ""
     yield from _base(results["stocked"])
     for sweep, words in SWEEP_WORDS.items():
         for metric in ("publisher", "owner", "worker"):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from nmoe.channel.rate import CQI_TABLE, TABLE_GAP, cqi_of_snr, rate_of_snr, shannon_rate, shannon_snr, snr_of_cqi
-from nmoe.channel.table import read_table
+from nmoe.core.table import read_table
 from nmoe.core.units import from_db, to_db
 
 NETWORK = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "network"

@@ -158,15 +158,18 @@ class Broken(RuntimeError):
 
 
 class Killer(Watcher):
-    """Kills a run after so many rounds, once the last of them is saved."""
+    """Kills a run in its next round after so many, before that round is saved."""
 
     def __init__(self, rounds):
         self.left = rounds
 
+    def evaluate(self, stage, number, state):
+        if self.left <= 0:
+            raise Broken
+        return {}
+
     def seen(self, record):
         self.left -= 1
-        if self.left == 0:
-            raise Broken
 
 
 def test_a_killed_run_with_a_plan_resumes_as_if_it_never_was(tmp_path):
@@ -185,9 +188,10 @@ def test_a_killed_run_with_a_plan_resumes_as_if_it_never_was(tmp_path):
         write_json(folder / "config.json", asdict(options))
     wanted = life(folders[0])
     rounds = folders[0].joinpath("metrics.jsonl").read_text().count("\n")
-    for _ in range(2):  # in the experts or gates, twice
+    for done in (0, 2, rounds - 5, rounds - 1):  # rounds that are saved before the kill, those before an earlier one included
         with pytest.raises(Broken):
-            life(folders[1], Killer(rounds - 5))
+            life(folders[1], Killer(done))
+        assert folders[1].joinpath("metrics.jsonl").exists() == (done > 0)
     found = life(folders[1])
     assert found.keys() == wanted.keys()
     for stage, state in wanted.items():

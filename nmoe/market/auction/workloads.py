@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 from nmoe.core.errors import BadFile
 from nmoe.core.image_models import CLASSES, INPUT_NUMBERS, LayerWork, image_model_blocks
-from nmoe.market.auction.tables import BidTable, read_bid_table
+from nmoe.core.table import Table, read_table
 
 MOST = 1e30  # of FLOPs and bytes: sums stay finite
 LAYER_COLUMNS = ("model", "macs", "out_elems", "accuracy")
@@ -145,7 +145,7 @@ def read_workloads(path: Path) -> dict[str, Workload]:
         ValueError: when a field is missing, unknown or out of its range, or two workloads have one name.
     """
     if path.suffix == ".csv":
-        return _from_layers(read_bid_table(path))
+        return _from_layers(read_table(path, empty=True))
     try:
         text = path.read_text("utf-8-sig")
         tables = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
@@ -186,11 +186,11 @@ def _parse_workload(table: Mapping[str, Any]) -> Workload:
     )
 
 
-def _from_layers(table: BidTable) -> dict[str, Workload]:
+def _from_layers(table: Table) -> dict[str, Workload]:
     """Return the workloads of a table with a row per layer."""
     table.require(LAYER_COLUMNS)
-    macs, numbers = table.numbers("macs"), table.numbers("out_elems")
-    heads = table.numbers("head_macs") if "head_macs" in table.columns else [0.0] * len(macs)
+    macs, numbers = table.floats("macs"), table.floats("out_elems")
+    heads = table.floats("head_macs") if "head_macs" in table.columns else [0.0] * len(macs)
     rows: dict[str, list[int]] = {}
     for row, name in enumerate(table.columns["model"]):
         rows.setdefault(name, []).append(row)
@@ -215,7 +215,7 @@ def _from_layers(table: BidTable) -> dict[str, Workload]:
     return _by_name(found)
 
 
-def _accuracy(table: BidTable, row: int) -> float:
+def _accuracy(table: Table, row: int) -> float:
     word = table.columns["accuracy"][row]
     try:
         return float(word)

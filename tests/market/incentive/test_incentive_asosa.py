@@ -80,13 +80,16 @@ def test_the_loop_is_the_specification_turn_by_turn(draw_game):
             residual = max(abs(found - prices) / (owners.unit_cost + prices))
             assert step.reward == pytest.approx(reward, rel=1e-9)
             assert step.samples == pytest.approx(samples, abs=1e-8)
-            assert step.residual == pytest.approx(residual, rel=1e-6, abs=1e-10)  # prices are known to their last digits
+            assert step.residual == pytest.approx(residual, rel=1e-5, abs=1e-13)
+            if residual < 1e-7:  # from here on a difference in the last digit may turn the comparison with 0.999
+                break
             if step.residual > 0.999 * last:
                 kappa, good = max(kappa / 2, 1e-3), 0
             else:
                 good += 1
                 if good == 10:
                     kappa, good = min(0.5, 1.2 * kappa), 0
+            assert step.damping == kappa
             last = step.residual
             prices = prices + kappa * (np.array(found) - prices)
 

@@ -99,3 +99,13 @@ def test_exhausted_workers_say_so(write_game):
     assert response.limits == pytest.approx([1.0, 3.0, 1.0])
     assert response.collected == pytest.approx([1.0, 3.0, 1.0])
     assert response.efforts == pytest.approx([1.0, 4.0])
+
+
+def test_demand_meets_a_gap_only_where_all_who_work_are_at_their_caps(write_game):
+    """The first worker gathers at most 2, up to a price of 0.5; the second joins at 3 and is at its cap of 4 at 3.8."""
+    game = write_game([1.0, 1.0], workers=([0.1, 0.1], [0.1, 3.0], [0, 0]), cap=[2.0, 4.0])
+    curves = dedicated_supply(game)
+    cases = {1.5: np.inf, 2.4: np.inf, 2.6: 2.0, 4.9: 2.0, 5.1: np.inf, 9.7: np.inf, 9.9: 6.0, 20.0: 6.0}
+    for intercept, limit in cases.items():  # demand is the intercept less the price
+        demand = np.where(np.isfinite(curves.breaks), np.maximum(intercept - curves.breaks, 0.0), 0.0)
+        assert curves.limits(demand) == pytest.approx([limit, np.inf])

@@ -1,4 +1,4 @@
-"""Tables of measurements: CSV files, plain or gzipped, with a header line, read column by column. An empty field is a missing value."""
+"""Tables: CSV files, plain or gzipped, with a header line, read column by column. Every mistake names its line."""
 
 import csv
 import gzip
@@ -24,12 +24,37 @@ class Table:
     """
 
     path: Path
-    columns: Mapping[str, Sequence[str]]
+    columns: Mapping[str, tuple[str, ...]]
     lines: Sequence[int]
+
+    def where(self, row: int) -> str:
+        """Return the place of a row, counted from 0, for a message."""
+        return f"{self.path}, line {self.lines[row]}"
+
+    def require(self, names: Sequence[str]) -> None:
+        """Check that columns are there.
+
+        Raises:
+            BadFile: when one is missing.
+        """
+        missing = [name for name in names if name not in self.columns]
+        if missing:
+            raise BadFile(f"{self.path} should have columns {', '.join(names)}; it lacks {', '.join(missing)}")
 
     def first_of(self, names: Sequence[str]) -> str | None:
         """Return the first of these names that is a column, or None."""
         return next((name for name in names if name in self.columns), None)
+
+    def floats(self, name: str) -> list[float]:
+        """Return a column as numbers, NaN and infinity among them, for whoever checks them later.
+
+        Raises:
+            BadFile: when a field is not a number, or is empty.
+        """
+        wrong = next((row for row, word in enumerate(self.columns[name]) if not _is_number(word)), None)
+        if wrong is not None:
+            raise self._bad(name, wrong, "a number")
+        return [float(word) for word in self.columns[name]]
 
     def numbers(self, name: str, *, low: float, high: float, missing: bool) -> Float64[np.ndarray, " row"]:
         """Return a column as numbers.
@@ -56,7 +81,7 @@ class Table:
         return values
 
     def _bad(self, name: str, row: int, wanted: str) -> BadFile:
-        return BadFile(f"{self.path}, line {self.lines[row]}: {name} should be {wanted}, it is {self.columns[name][row]!r}")
+        return BadFile(f"{self.where(row)}: {name} should be {wanted}, it is {self.columns[name][row]!r}")
 
 
 def _is_number(word: str) -> bool:
@@ -67,28 +92,30 @@ def _is_number(word: str) -> bool:
     return True
 
 
-def read_table(path: Path) -> Table:
+def read_table(path: Path, *, empty: bool = False) -> Table:
     """Read a table.
 
     Args:
         path: a ``.csv`` file, or a gzipped one whose name ends in ``.gz``.
+        empty: whether it may have no rows.
 
     Returns:
         Its columns; blank lines are left out.
 
     Raises:
-        BadFile: when the file cannot be read, names a column twice, or has no row or one of another length than its header.
+        BadFile: when the file cannot be read, has no header, names a column twice, or has no row or one of another length than its header.
     """
     header, rows, lines = _read_rows(path)
     names = [name.strip().lower() for name in header]
-    if len(set(names)) != len(names):
-        raise BadFile(f"{path} should name every column once, its columns are: {', '.join(names)}")
-    if not rows:
+    if not rows and not empty:
         raise BadFile(f"{path} should have a header line and at least one row below it")
+    if not names or len(set(names)) != len(names):
+        raise BadFile(f"{path} should begin with a line that names every column once, got: {', '.join(names) or 'nothing'}")
     uneven = next((row for row, fields in enumerate(rows) if len(fields) != len(names)), None)
     if uneven is not None:
         raise BadFile(f"{path}, line {lines[uneven]}: {len(names)} fields wanted as in the header, got {len(rows[uneven])}")
-    return Table(path=path, columns=dict(zip(names, zip(*rows, strict=True), strict=True)), lines=lines)
+    columns = list(zip(*rows, strict=True)) or [()] * len(names)
+    return Table(path=path, columns=dict(zip(names, columns, strict=True)), lines=lines)
 
 
 def _read_rows(path: Path) -> tuple[list[str], list[list[str]], list[int]]:
@@ -99,14 +126,14 @@ def _read_rows(path: Path) -> tuple[list[str], list[list[str]], list[int]]:
             if path.suffix == ".gz"
             else path.open(encoding="utf-8-sig", newline="") as file
         ):
-            reader = csv.reader(file, skipinitialspace=True)
+            reader = csv.reader(file, skipinitialspace=True, strict=True)
             header = next(reader, [])
             for fields in reader:
                 if fields:
-                    rows.append(fields)
+                    rows.append([field.strip() for field in fields])
                     lines.append(reader.line_num)
     except OSError as error:  # gzip.BadGzipFile is one, without strerror
         raise BadFile(f"cannot read {path}: {error.strerror or error}") from error
     except (UnicodeDecodeError, csv.Error, EOFError, zlib.error) as error:
-        raise BadFile(f"{path} is not a table of comma-separated values: {error}") from error
+        raise BadFile(f"{path} is not a table of comma-separated values in UTF-8: {error}") from error
     return header, rows, lines

@@ -4,8 +4,8 @@ import gzip
 
 import pytest
 
-from nmoe.channel.table import read_table
 from nmoe.core.errors import BadFile
+from nmoe.core.table import read_table
 
 
 def test_columns_and_numbers(tmp_path):
@@ -62,3 +62,27 @@ def test_what_is_not_a_number_in_range_is_named_with_its_line(word, tmp_path):
         with pytest.raises(BadFile, match="line 3: a should be a number") as caught:
             read_table(path).numbers("a", low=0.0, high=3.0, missing=missing)
         assert repr(word) in str(caught.value)
+
+
+def test_a_table_may_be_empty_where_that_is_allowed(tmp_path):
+    path = tmp_path / "bids.csv"
+    path.write_text("id, bid\n")
+    table = read_table(path, empty=True)
+    assert dict(table.columns) == {"id": (), "bid": ()}
+    assert table.floats("bid") == []
+    path.write_text("")
+    with pytest.raises(BadFile, match="should begin with a line that names every column once, got: nothing"):
+        read_table(path, empty=True)
+
+
+def test_floats_are_anything_that_is_a_number_and_mistakes_name_their_line(tmp_path):
+    path = tmp_path / "bids.csv"
+    path.write_text("id,bid\na, 1e3 \n\nb,nan\nc,-inf\n")
+    table = read_table(path)
+    assert [str(value) for value in table.floats("bid")] == ["1000.0", "nan", "-inf"]
+    assert table.where(1) == f"{path}, line 4"
+    path.write_text("id,bid\na,1\nb,\n")
+    with pytest.raises(BadFile, match="line 3: bid should be a number, it is ''"):
+        read_table(path).floats("bid")
+    with pytest.raises(BadFile, match="should have columns id, demand; it lacks demand"):
+        read_table(path).require(("id", "demand"))
