@@ -196,8 +196,8 @@ def _stage_one(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 def _flaws(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield from ("", "## What a search for flaws finds", "")
     yield (
-        "Small markets of every family with weights, capacities, costs and two providers, and as many of round numbers with a draw where an "
-        "estimate jumps; the draw is the same for the truth and for the "
+        "Small markets of every family with weights, capacities, costs and two providers, and as many of round numbers with a draw where "
+        "an estimate jumps; the draw is the same for the truth and for the "
         "other bid. Markets with a flaw of those tried:"
     )
     kinds = [flaw for flaw in FLAW_WORDS if any(row["found"].get(flaw) for row in rows) or flaw in ("profitable_deviation", "envy")]
