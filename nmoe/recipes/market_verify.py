@@ -36,7 +36,8 @@ def market_verify(
         raise WrongRecord(
             f"{path} is not what the rules make of its bids: {len(found)} {'difference' if len(found) == 1 else 'differences'}"
         )
-    say(f"epoch {record.epoch}: right. {len(record.bids)} bid{'' if len(record.bids) == 1 else 's'}, draw {record.draw:.6f}, commitment {record.commitment}")
+    bids = f"{len(record.bids)} bid{'' if len(record.bids) == 1 else 's'}"
+    say(f"epoch {record.epoch}: right. {bids}, draw {record.draw:.6f}, commitment {record.commitment}")
     if record.outcome is None:
         say(f"no outcome, as the rules have it: {record.error}")
     else:
