@@ -16,7 +16,7 @@ from nmoe.node.transport.base import Respond, Service, Silence
 from nmoe.node.transport.config import TlsFiles
 from nmoe.node.transport.direct import GREETING
 from nmoe.node.transport.direct_links import DirectLinks
-from nmoe.node.transport.stream import HEADER
+from nmoe.node.transport.stream import HEADER, Loop, Stream
 
 GREET = "mesh/print/b"
 
@@ -282,3 +282,15 @@ def test_tls_refuses_a_server_that_is_not_the_node_it_should_be(tmp_path: Path) 
         assert not pair.wait(within_s=2.5)
     finally:
         pair.close()
+
+
+def test_a_stream_that_comes_when_all_is_over_is_closed():
+    loop, (ours, theirs), ended = Loop("over"), socket.socketpair(), []
+    loop.close()
+    stream = Stream(ours, loop, lambda *_: None, ended.append)
+    loop.add(stream)
+    assert ended == [stream]
+    assert ours.fileno() == -1
+    assert not stream.open
+    assert theirs.recv(1) == b""
+    theirs.close()

@@ -93,7 +93,7 @@ class Listener:
             sock.close()
             return
         try:
-            self._shakers.submit(self._greet, sock, host)
+            self._shakers.submit(self._greet, sock, host).add_done_callback(lambda greeted: sock.close() if greeted.cancelled() else None)
         except RuntimeError:  # closing
             self._shaking.release()
             sock.close()

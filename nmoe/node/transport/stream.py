@@ -214,6 +214,7 @@ class Loop:
         self._todo: deque[Callable[[], object]] = deque()
         self._streams: set[Stream] = set()
         self._open = True
+        self._ended = False  # the thread, but for what it still finds to do
         self._thread = threading.Thread(target=self._run, name=name)
         self._thread.start()
 
@@ -223,9 +224,12 @@ class Loop:
         return len(self._streams)
 
     def call(self, todo: Callable[[], object]) -> None:
-        """Run something on the loop's thread."""
+        """Run something on the loop's thread; once that has ended, here."""
         self._todo.append(todo)
-        self._wake_up()
+        if self._ended:
+            self._finish()
+        else:
+            self._wake_up()
 
     def _wake_up(self) -> None:
         with suppress(OSError):  # it is full, so the thread will wake; or the thread has ended
@@ -249,6 +253,11 @@ class Loop:
         self.call(lambda: self._add(stream))
 
     def _add(self, stream: Stream) -> None:
+        if self._ended:
+            stream.open = False
+            stream.sock.close()
+            stream.on_closed(stream)
+            return
         self._streams.add(stream)
         self._selector.register(stream.sock, selectors.EVENT_READ, stream)
         if not stream.open:
@@ -293,13 +302,20 @@ class Loop:
                 looked_s = now_s
                 for stream in [stream for stream in self._streams if stream.over(now_s)]:
                     stream.close()
-        while self._todo:  # what is told to close now must not be left open
-            self._guard(self._todo.popleft(), 0, buffer)
+        self._finish()  # what is told to close now must not be left open
         for stream in list(self._streams):
             stream.open = False
             self._guard(lambda stream=stream: self._drop(stream), 0, buffer)  # type: ignore[misc]  # a default binds the loop's variable
+        self._ended = True
+        self._finish()
         for end in (self._selector, self._wake, self._waker):
             end.close()
+
+    def _finish(self) -> None:
+        """Do what is left to do."""
+        with suppress(IndexError):  # another thread may have done the last of it
+            while True:
+                self._guard(self._todo.popleft(), 0, bytearray())
 
     def _guard(self, what: Stream | Callable[[], object] | None, mask: int, buffer: bytearray) -> None:
         """Do one thing; an error in it is shown and ends one stream, not the others."""
