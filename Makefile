@@ -6,7 +6,7 @@ ARGS ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench docs fmt clean base dev
+.PHONY: help demo test check types format lint imports pages rules bench docs fmt clean base dev
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' Makefile | expand -t 10
@@ -17,12 +17,20 @@ demo: base ## train ten nodes and let them answer together; writes runs/demo
 test: dev ## run the tests, two at a time (without those marked slow, gpu, net, peer)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-check: dev ## all that must hold besides the tests: format, lint, types, imports, pages, file rules
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
+check: dev ## all that must hold besides the tests: types, format, lint, imports, pages, file rules
+	@$(MAKE) --no-print-directory --jobs 2 types format lint imports pages rules
+
+types:
 	$(BIN)/mypy
+format:
+	$(BIN)/ruff format --check .
+lint:
+	$(BIN)/ruff check .
+imports:
 	$(BIN)/lint-imports
+pages:
 	$(BIN)/python docs/generate.py --check
+rules:
 	$(BIN)/python -m pytest -q tests/test_rules.py
 
 bench: dev ## seconds per round against Flower's simulation and a bare loop

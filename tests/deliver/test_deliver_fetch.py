@@ -277,7 +277,7 @@ def test_a_source_that_fails_is_dropped_and_said(server, stream, faulty_server, 
         path.write_bytes(FILE)
         card = pack(path)
         other.wrong_bytes = [len(FILE) - layer * LAYER_BYTES + 9 for layer in range(1, LAYERS + 1)] * 3
-    server.holds = [len(FILE) - 1]  # until the other has been dropped
+    server.holds = [len(FILE) - layer * LAYER_BYTES + 5 for layer in range(1, LAYERS)]  # so that the other is asked; until it is dropped
     model = stream(sources=[f"{other.url}/{NAME}"], card=card, stall_timeout_s=20.0, deadline_s=20.0)
     until_s = time.monotonic() + 20
     while not any("is dropped" in notice for notice in delivery_of(model).notices) and time.monotonic() < until_s:

@@ -21,10 +21,8 @@ def train(engine: str, words: list[str], out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-PERFECT = pytest.param([], id="perfect-links", marks=pytest.mark.slow)  # the rounds before noise begins are these
-
-
-@pytest.mark.parametrize("words", [PERFECT, pytest.param(NOISY, id="noisy-links")])
+@pytest.mark.slow  # Ray takes a minute to start and end; test_federate_deployment.py holds Flower's messages to the local run in one process
+@pytest.mark.parametrize("words", [pytest.param([], id="perfect-links"), pytest.param(NOISY, id="noisy-links")])
 def test_ray_and_local_give_bit_identical_weights_and_byte_counts(words: list[str], tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="the extra 'flower' is not installed")
     local, ray = (train(engine, words, tmp_path / engine) for engine in ("local", "ray"))

@@ -87,7 +87,7 @@ def test_train_writes_the_run_folder_without_serving(whole: Path) -> None:
     assert sorted(path.name for path in (whole / "bundles").iterdir()) == [f"node-{number}" for number in range(4)]
 
 
-@pytest.mark.parametrize("moment", ["features", "serving"])
+@pytest.mark.parametrize("moment", [pytest.param("features", marks=pytest.mark.slow), "serving"])
 def test_interrupt_leaves_no_process(moment: str, tmp_path: Path) -> None:
     process = start("demo", *SMALL, "--out", str(tmp_path / "run"))
     if moment == "features":
