@@ -21,7 +21,7 @@ def train(engine: str, words: list[str], out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.slow  # Ray takes a minute to start and end; test_federate_deployment.py holds Flower's messages to the local run in one process
+@pytest.mark.slow  # Ray takes a minute to start and end; test_federate_deployment.py holds Flower to the local run in one process
 @pytest.mark.parametrize("words", [pytest.param([], id="perfect-links"), pytest.param(NOISY, id="noisy-links")])
 def test_ray_and_local_give_bit_identical_weights_and_byte_counts(words: list[str], tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="the extra 'flower' is not installed")
