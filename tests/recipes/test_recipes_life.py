@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -107,11 +108,16 @@ def test_interrupt_leaves_no_process(moment: str, tmp_path: Path) -> None:
 
 
 def children(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """Return the Python processes that a run has started; it also asks git for its revision, which is over at once."""
-    try:
-        return [child for child in psutil.Process(process.pid).children(recursive=True) if "python" in child.name()]
-    except psutil.NoSuchProcess:
-        return []
+    """Return the Python processes that a run has started, but for copies of itself that become its ``git`` and are over at once."""
+    found = []
+    with suppress(psutil.NoSuchProcess):
+        run = psutil.Process(process.pid)
+        own_words = run.cmdline()
+        for child in run.children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if "python" in child.name() and child.cmdline() not in ([], own_words):
+                    found.append(child)
+    return found
 
 
 def test_demo_keeps_its_promises(tmp_path: Path) -> None:
